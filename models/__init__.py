@@ -1,0 +1,8 @@
+"""The three models (V, M, C), the two worlds (real and dreamed) and what the scripts share."""
+
+import os
+
+# Before TensorFlow and pygame are imported: no log lines that a user can do nothing about, no screen needed.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")

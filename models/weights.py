@@ -1,0 +1,66 @@
+"""Weights on disk, each with the fingerprint of what it was trained on.
+
+V, M and C belong together: an M or C that learned on another V is silently worthless, so its file carries the
+fingerprint of that V (and C's that of M too), and `load` refuses a mixture.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from models.settings import Refused, whole
+
+
+def fingerprint(arrays: Iterable[np.ndarray]) -> str:
+    """16 hexadecimal digits of the SHA-256 over the arrays' shapes and float32 bytes, in order."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        array = np.ascontiguousarray(array, np.float32)
+        digest.update(str(array.shape).encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save(path: Path | str, model, **origin: str) -> None:
+    """Write a Keras model's weights, whole or not at all, with what they were trained on, e.g. `vae=fingerprint`.
+
+    `model` must not have been compiled and fitted itself, or Keras saves its optimizer too (V: 17 MB becomes 52).
+    """
+    with whole(path) as temporary:
+        model.save_weights(temporary)
+        with h5py.File(temporary, "r+") as file:
+            file.attrs.update(origin)
+
+
+def load(path: Path | str, model, made_by: str, **origin: str) -> None:
+    """Read weights into a built Keras model.
+
+    Raises `Refused` when the file is missing, damaged or of another model (naming `made_by`, the script that
+    makes it), or when it was trained on something else than `origin` says.
+    """
+    path = Path(path)
+    check(path, made_by, **origin)
+    try:
+        model.load_weights(path)
+    except Exception:  # h5py and Keras each have their own for a damaged or foreign file
+        raise Refused(f"{path} does not hold the weights of this {model.name}: delete it and run {made_by}") from None
+    if not all(np.isfinite(array).all() for array in model.get_weights()):
+        raise Refused(f"{path} holds numbers that are not finite: delete it and run {made_by}")
+
+
+def check(path: Path, made_by: str, **origin: str) -> dict[str, str]:
+    """The origin that the weights in `path` carry. Raises `Refused` as `load` does."""
+    if not path.exists():
+        raise Refused(f"{path} is missing: run {made_by} first")
+    try:
+        with h5py.File(path, "r") as file:
+            found = {name: str(value) for name, value in file.attrs.items()}
+    except OSError:
+        raise Refused(f"{path} is damaged or no weights file: delete it and run {made_by}") from None
+    for name, value in origin.items():
+        if found.get(name) != value:
+            raise Refused(f"{path} was trained on another {name} than the one here: run {made_by} again")
+    return found
