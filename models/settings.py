@@ -157,7 +157,7 @@ def whole(path: Path | str) -> Iterator[Path]:
 
 
 def save_npz(path: Path | str, level: int = 0, **arrays: np.ndarray) -> None:
-    """Write arrays as one `.npz`, whole or not at all; `level` is deflate's, 0 to 9 (NumPy itself knows only 0 and 6)."""
+    """Write arrays as one `.npz`, whole or not at all; `level` is deflate's, 0 to 9 (NumPy knows only 0 and 6)."""
     kind = zipfile.ZIP_DEFLATED if level else zipfile.ZIP_STORED
     with (
         whole(path) as temporary,

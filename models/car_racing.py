@@ -1,0 +1,363 @@
+"""gym's CarRacing, drawn straight at 64×64.
+
+gym draws 1000×800 pixels, scales them to 96×96, and the tutorial scales that to 64×64: nearly all of the time goes
+into pixels that are thrown away. Here physics, contacts, tiles, rewards and randomness are gym's own classes,
+untouched; only the drawing is ours. The camera looks at a flat world, so a track is painted once, as a texture,
+and a frame is that texture turned, scaled and cut out by one affine warp. The car, the gauges and the score are
+small sprites that gym's own code draws, once each.
+"""
+
+import contextlib
+import io
+import math
+import os
+from collections import OrderedDict
+from functools import lru_cache
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+
+os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # no screen needed
+with contextlib.redirect_stderr(io.StringIO()):  # gym's notice, once per process otherwise
+    import Box2D
+    import pygame
+    from gym import spaces
+    from gym.envs.box2d import car_racing as gym_racing
+
+SIZE = 64
+FRAMES = 1_000  # an episode's most; gym.make's time limit
+PIXELS = 3.0  # the texture's, per world unit; a 64×64 picture has 1.04 × 1.30 of them
+EDGE = 340.0  # the texture ends here, just beyond the field: all is black out there
+LEVELS = 5  # of the texture pyramid, for the zoom of the first second
+SHADE = 2  # smoothscale rounds down, twice: gym's flat areas come out this much too dark
+ZOOM_FRAMES = gym_racing.FPS  # the camera flies in for one second
+TRACKS_KEPT = 8  # textures in memory, 17 MB each with their pyramid
+_BAR = slice(56, 64)  # rows of the indicator bar, and where it is in gym's window
+_BAR_WINDOW = (0, 700, gym_racing.WINDOW_W, 100)
+_BOX = (slice(42, 52), slice(29, 35))  # rows and columns that the car can cover, within these of gym's pixels:
+_TOP, _BOTTOM, _LEFT, _RIGHT = 525, 650, 375, 625
+
+
+class CarRacing64(gym_racing.CarRacing):
+    """gym's CarRacing-v2 with 64×64 pictures; observation uint8 (64, 64, 3), an episode ends after 1,000 frames.
+
+    `renderer="gym"` is the reference: gym's own 96×96 picture, area-averaged. `renderer="fast"` is the same game
+    drawn about 30 times faster; the pictures differ by less than 1 of 255 on average.
+    """
+
+    def __init__(self, renderer: str = "fast") -> None:
+        if renderer not in ("fast", "gym"):
+            raise ValueError(f"renderer must be 'fast' or 'gym', not {renderer!r}")
+        super().__init__()
+        self.fast = renderer == "fast"
+        self.observation_space = spaces.Box(0, 255, (SIZE, SIZE, 3), np.uint8)
+        self.frames = 0
+        self._seed: int | None = None
+        self._touched: list[int] = []
+        self._texture: np.ndarray | None = None
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        """Start on the track of `seed` (gym's own track for that seed); returns (observation, {})."""
+        self.frames = 0
+        self._seed = seed
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: np.ndarray | None) -> tuple[np.ndarray, float, bool, bool, dict]:
+        """One frame of 1/50 s: (observation, reward, left the field, finished the lap or out of time, {})."""
+        if action is not None:
+            self.frames += 1
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward, terminated, truncated or self.frames >= FRAMES, info
+
+    @property
+    def lap_finished(self) -> bool:
+        """Whether every tile has been visited."""
+        return self.tile_visited_count == len(self.track) or self.new_lap
+
+    def _create_track(self) -> bool:
+        if not self.fast:
+            return super()._create_track()
+        track = _tracks.get(self._seed)
+        if track is None:
+            if not super()._create_track():
+                return False
+            track = _Track(self)
+            _tracks.put(self._seed, track)
+        else:
+            self.np_random.bit_generator.state = track.random_state
+            self.track, self.road, self.road_poly = track.points, [], track.road_poly
+            for i, vertices in enumerate(track.tiles):
+                self.fd_tile.shape.vertices = vertices
+                tile = self.world.CreateStaticBody(fixtures=self.fd_tile)
+                tile.userData, tile.road_visited, tile.road_friction, tile.idx = tile, False, 1.0, i
+                tile.fixtures[0].sensor = True
+                self.road.append(tile)
+        self._touched = []
+        for i, tile in enumerate(self.road):
+            tile.color = _Paint(self._touched, i)
+        if self._texture is None:
+            self._texture = np.empty_like(track.pyramid[0])
+        np.copyto(self._texture, track.pyramid[0])
+        self._drawn = track
+        return True
+
+    def _render(self, mode: str) -> np.ndarray | bool | None:
+        if mode != "state_pixels":
+            return super()._render(mode)
+        if not self.fast:
+            return cv2.resize(super()._render(mode), (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+        for i in self._touched:
+            self._drawn.paint(self._texture, i)
+        self._touched.clear()
+        zoomed = min(round(self.t * gym_racing.FPS), ZOOM_FRAMES)
+        level, matrix = _camera(zoomed, self.car.hull)
+        texture = self._drawn.pyramid[level] if level else self._texture
+        picture = cv2.resize(
+            cv2.warpAffine(texture, matrix, (2 * SIZE, 2 * SIZE), flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP),
+            (SIZE, SIZE),
+            interpolation=cv2.INTER_AREA,
+        )
+        _draw_car(picture, self.car, zoomed)
+        _draw_bar(picture, self.car, self.reward)
+        return picture
+
+
+class _Paint:
+    """A tile's colour. gym paints a tile grey by assigning to its colour on each touch; this notes the first one."""
+
+    def __init__(self, touched: list[int], tile: int) -> None:
+        self.touched, self.tile = touched, tile
+
+    def __setitem__(self, key: slice, value: np.ndarray) -> None:
+        if self.tile >= 0:
+            self.touched.append(self.tile)
+            self.tile = -1
+
+
+class _Track:
+    """What a track's seed decides, made once and shared by all cars on it: geometry, textures, tiles' fresh colours."""
+
+    def __init__(self, game: CarRacing64) -> None:
+        self.random_state = game.np_random.bit_generator.state
+        self.points = game.track
+        self.tiles = [tile.fixtures[0].shape.vertices for tile in game.road]
+        self.road_poly = game.road_poly
+        texture = _field().copy()
+        for corners, colour in game.road_poly:
+            _fill(texture, corners, [int(c) - SHADE if c > SHADE else 0 for c in colour])
+        self.pyramid = _pyramid(texture)
+        self.patches: dict[int, tuple[tuple[slice, slice], np.ndarray] | None] = {}
+
+    def paint(self, texture: np.ndarray, tile: int) -> None:
+        """Take the fresh tint (2 or 5 of 255) off a tile of a car's own texture, as it was touched."""
+        tint = int(0.01 * (tile % 3) * 255)
+        if not tint:
+            return
+        if tile not in self.patches:
+            corners = (np.array(self.tiles[tile]) + EDGE) * PIXELS
+            low, high = corners.min(0).astype(int) - 2, corners.max(0).astype(int) + 3
+            patch = np.zeros((*(high - low)[::-1], 3), np.uint8)
+            _fill(patch, self.tiles[tile], [tint] * 3, low)
+            self.patches[tile] = (slice(low[1], high[1]), slice(low[0], high[0])), patch
+        place, patch = self.patches[tile]
+        texture[place] -= patch
+
+
+class _Tracks:
+    """The last few tracks by seed: the candidates of a generation share theirs."""
+
+    def __init__(self) -> None:
+        self.kept: OrderedDict[int, _Track] = OrderedDict()
+
+    def get(self, seed: int | None) -> _Track | None:
+        if seed not in self.kept:
+            return None
+        self.kept.move_to_end(seed)
+        return self.kept[seed]
+
+    def put(self, seed: int | None, track: _Track) -> None:
+        if seed is not None:
+            self.kept[seed] = track
+            if len(self.kept) > TRACKS_KEPT:
+                self.kept.popitem(last=False)
+
+
+_tracks = _Tracks()
+
+
+def _fill(texture: np.ndarray, corners: list, colour: list[int], origin: tuple[int, int] = (0, 0)) -> None:
+    """Fill a polygon given in world units, antialiased, to 1/16 of a texture pixel."""
+    points = (np.asarray(corners) + EDGE) * PIXELS - 0.5 - np.asarray(origin)
+    cv2.fillConvexPoly(texture, np.round(points * 16).astype(np.int32), colour, cv2.LINE_AA, shift=4)
+
+
+@lru_cache(maxsize=1)
+def _field() -> np.ndarray:
+    """The texture of a field without a road: black, ground, and gym's pattern of grass."""
+    side = int(2 * EDGE * PIXELS)
+    texture = np.zeros((side, side, 3), np.uint8)
+    field = gym_racing.PLAYFIELD
+    _fill(texture, [(-field, -field), (field, -field), (field, field), (-field, field)], [100, 202, 100])
+    patch = np.array([(0, 0), (1, 0), (1, 1), (0, 1)])
+    for x in range(-20, 20, 2):
+        for y in range(-20, 20, 2):
+            _fill(texture, (patch + np.array([x, y])) * gym_racing.GRASS_DIM, [100, 228, 100])
+    return texture
+
+
+def _pyramid(texture: np.ndarray) -> list[np.ndarray]:
+    """The texture and its halvings."""
+    pyramid = [texture]
+    for _ in range(LEVELS - 1):
+        pyramid.append(cv2.resize(pyramid[-1], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA))
+    return pyramid
+
+
+def _zoom(zoomed: int) -> float:
+    """Screen pixels per world unit after that many frames (CarRacing._render)."""
+    t = zoomed / gym_racing.FPS
+    return 0.1 * gym_racing.SCALE * max(1 - t, 0) + gym_racing.ZOOM * gym_racing.SCALE * min(t, 1)
+
+
+@lru_cache(maxsize=ZOOM_FRAMES + 1)
+def _scales(zoomed: int) -> tuple[int, float, float, float, float]:
+    """Pyramid level; world units per sample across and along; the car's place in samples from the left and the top."""
+    across = gym_racing.WINDOW_W / (2 * SIZE) / _zoom(zoomed)
+    along = gym_racing.WINDOW_H / (2 * SIZE) / _zoom(zoomed)
+    level = max(0, min(LEVELS - 1, round(math.log2(along * PIXELS))))
+    return level, across, along, SIZE, 1.5 * SIZE
+
+
+def _camera(zoomed: int, hull: Box2D.b2Body) -> tuple[int, np.ndarray]:
+    """Pyramid level, and the 2×3 matrix from a sample of the picture to a pixel of that level."""
+    level, across, along, left, top = _scales(zoomed)
+    pixels = PIXELS / 2**level
+    x, y = hull.position
+    cos, sin = math.cos(hull.angle) * pixels, math.sin(hull.angle) * pixels
+    a, b, c, d = cos * across, sin * along, sin * across, -cos * along
+    u, v = 0.5 - left, 0.5 - top
+    return level, np.array(
+        [
+            [a, b, (x + EDGE) * pixels - 0.5 + a * u + b * v],
+            [c, d, (y + EDGE) * pixels - 0.5 + c * u + d * v],
+        ]
+    )
+
+
+def _draw_car(picture: np.ndarray, car: gym_racing.Car, zoomed: int) -> None:
+    """Lay the car over the picture. It is always at the same place, upright: only wheels turn and roll."""
+    through, light = _hull(zoomed)
+    nearest = (zoomed + 4) // 5 * 5  # a wheel is no larger than a pixel: no need for one for each frame of the zoom
+    for i, wheel in enumerate(car.wheels):
+        turned = round((wheel.angle - car.hull.angle) * 10) if i < 2 else 0
+        covered, shine = _wheel(nearest, i, turned, int(wheel.phase * 8 / (2 * math.pi)) % 8)
+        through = through - covered
+        light = light + shine
+    box = picture[_BOX]
+    np.copyto(box, box * through + light, casting="unsafe")
+
+
+@lru_cache(maxsize=ZOOM_FRAMES + 1)
+def _hull(zoomed: int) -> tuple[np.ndarray, np.ndarray]:
+    """How much of the ground shows past the car's body, (10, 6, 1), and the light the body adds, (10, 6, 3)."""
+    body = _averaged(_drawn_by_gym(zoomed)[..., 0] == 204)
+    return 1 - body, body * np.float32((204 - SHADE, 0, 0)) + np.float32(0.5)  # so that uint8 rounds
+
+
+@lru_cache(maxsize=10_000)
+def _wheel(zoomed: int, wheel: int, turned: int, rolled: int) -> tuple[np.ndarray, np.ndarray]:
+    """The ground that a wheel hides beside the body, (10, 6, 1), and its white patch's light; (10, 6, 1) too."""
+    drawn = _drawn_by_gym(zoomed, wheel, turned / 10, (rolled + 0.5) * math.pi / 4)
+    patch = drawn[..., 1] == 77
+    return _averaged(patch | (drawn[..., 0] + drawn[..., 1] == 0)), _averaged(patch) * (77 - SHADE)
+
+
+def _drawn_by_gym(zoomed: int, wheel: int | None = None, turned: float = 0, rolled: float = 0) -> np.ndarray:
+    """The car's body, with one wheel or none, as gym's own code draws it on green: uint8 (125, 250, 3)."""
+    car = gym_racing.Car(Box2D.b2World((0, 0)), 0, 0, 0)
+    car.drawlist = [car.hull]
+    if wheel is not None:
+        car.drawlist = [car.wheels[wheel], car.hull]
+        car.wheels[wheel].angle, car.wheels[wheel].phase = turned, rolled
+    surface = pygame.Surface((_RIGHT - _LEFT, _BOTTOM - _TOP))
+    surface.fill((0, 255, 0))
+    centre = (gym_racing.WINDOW_W / 2 - _LEFT, gym_racing.WINDOW_H / 4 - (gym_racing.WINDOW_H - _BOTTOM))
+    car.draw(surface, _zoom(zoomed), centre, 0, draw_particles=False)
+    return pygame.surfarray.array3d(surface).transpose(1, 0, 2)[::-1]
+
+
+def _averaged(mask: np.ndarray) -> np.ndarray:
+    """The share of each of our pixels that a mask over gym's pixels covers: (125, 250) to float32 (10, 6, 1)."""
+    rows, columns = _averages()
+    return (rows @ mask @ columns)[..., None]
+
+
+@lru_cache(maxsize=1)
+def _averages() -> tuple[np.ndarray, np.ndarray]:
+    """What turns gym's pixels into ours in the box around the car, to 96 and then to 64: (10, 125), (250, 6)."""
+    matrices = []
+    for pixels in (gym_racing.WINDOW_H, gym_racing.WINDOW_W):
+        matrix = np.eye(pixels, dtype=np.float32)
+        for side in (gym_racing.STATE_H, SIZE):
+            matrix = cv2.resize(matrix, (pixels, side), interpolation=cv2.INTER_AREA)
+        matrices.append(matrix)
+    return matrices[0][_BOX[0], _TOP:_BOTTOM], matrices[1][_BOX[1], _LEFT:_RIGHT].T
+
+
+def _draw_bar(picture: np.ndarray, car: gym_racing.Car, score: float) -> None:
+    """The black bar with speed, four wheels' spin, steering, turning, and the score; each a sprite for its length."""
+    wheels = car.wheels
+    bar = picture[_BAR]
+    np.copyto(bar, _score(int(score)))
+    vx, vy = car.hull.linearVelocity
+    # Screen pixels per unit of each value, as in CarRacing._render_indicators; less than 1e-4 is not drawn.
+    bar += _gauge("speed", math.ceil(-0.4 * math.sqrt(vx * vx + vy * vy)))
+    for i in range(4):
+        bar += _gauge(i, math.ceil(-0.2 * wheels[i].omega))
+    bar += _gauge("steering", math.floor(-250.0 * wheels[0].joint.angle))
+    bar += _gauge("turning", math.floor(-20.0 * car.hull.angularVelocity))
+
+
+_UNITS = {"speed": -0.4, "steering": -250.0, "turning": -20.0}
+
+
+@lru_cache(maxsize=5_000)
+def _gauge(gauge: str | int, pixels: int) -> np.ndarray:
+    """The bar with one gauge alone, as gym draws it: uint8 (8, 64, 3)."""
+    value = (pixels + 1e-3) / _UNITS.get(gauge, -0.2) if pixels else 0.0
+    spin = [value if gauge == i else 0.0 for i in range(4)]
+    wheels = [SimpleNamespace(omega=omega, joint=SimpleNamespace(angle=0.0)) for omega in spin]
+    wheels[0].joint.angle = value if gauge == "steering" else 0.0
+    hull = SimpleNamespace(
+        linearVelocity=(value if gauge == "speed" else 0.0, 0.0),
+        angularVelocity=value if gauge == "turning" else 0.0,
+    )
+    window = SimpleNamespace(surf=_window(), car=SimpleNamespace(hull=hull, wheels=wheels))
+    gym_racing.CarRacing._render_indicators(window, gym_racing.WINDOW_W, gym_racing.WINDOW_H)
+    return _scaled_bar(window.surf)
+
+
+@lru_cache(maxsize=2_000)
+def _score(score: int) -> np.ndarray:
+    """The bar with the score alone: uint8 (8, 64, 3)."""
+    pygame.font.init()
+    surface = _window()
+    surface.fill((0, 0, 0), _BAR_WINDOW)
+    text = pygame.font.Font(pygame.font.get_default_font(), 42).render(f"{score:04d}", True, (255,) * 3, (0,) * 3)
+    box = text.get_rect()
+    box.center = (60, gym_racing.WINDOW_H - gym_racing.WINDOW_H * 2.5 / 40.0)
+    surface.blit(text, box)
+    return _scaled_bar(surface)
+
+
+@lru_cache(maxsize=1)
+def _window() -> pygame.Surface:
+    return pygame.Surface((gym_racing.WINDOW_W, gym_racing.WINDOW_H))
+
+
+def _scaled_bar(window: pygame.Surface) -> np.ndarray:
+    """The bar's part of gym's window at our size, by gym's own way: smoothscale, then area averaging."""
+    bar = window.subsurface(_BAR_WINDOW)
+    scaled = pygame.surfarray.array3d(pygame.transform.smoothscale(bar, (96, 12))).transpose(1, 0, 2)
+    return cv2.resize(scaled, (SIZE, 8), interpolation=cv2.INTER_AREA)
