@@ -7,8 +7,6 @@ and a frame is that texture turned, scaled and cut out by one affine warp. The c
 small sprites that gym's own code draws, once each.
 """
 
-import contextlib
-import io
 import math
 import os
 from collections import OrderedDict
@@ -18,8 +16,10 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 
+from models.settings import quiet
+
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # no screen needed
-with contextlib.redirect_stderr(io.StringIO()):  # gym's notice, once per process otherwise
+with quiet():  # gym's notice, once per process otherwise
     import Box2D
     import pygame
     from gym import spaces
@@ -69,6 +69,21 @@ class CarRacing64(gym_racing.CarRacing):
             self.frames += 1
         observation, reward, terminated, truncated, info = super().step(action)
         return observation, reward, terminated, truncated or self.frames >= FRAMES, info
+
+    def place(self, x: float, y: float, angle: float, speed: float) -> np.ndarray:
+        """Put the car elsewhere, facing `angle` (radians, 0 is up) at `speed` (units/s), the zoom over: what it sees.
+
+        01 starts some of its rollouts so.
+        """
+        self.car.destroy()
+        self.car = gym_racing.Car(self.world, angle, x, y)
+        velocity = (-speed * math.sin(angle), speed * math.cos(angle))
+        for body in (self.car.hull, *self.car.wheels):
+            body.linearVelocity = velocity
+        for wheel in self.car.wheels:
+            wheel.omega = speed / wheel.wheel_rad
+        self.t = 1.0
+        return self.step(None)[0]
 
     @property
     def lap_finished(self) -> bool:

@@ -184,6 +184,21 @@ def _one_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:120]
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing on stderr, not even from C++: for imports that print notices which a user can do nothing about."""
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
+
+
 class Progress:
     """How far a long step is: done of total, rate and time left, on one line that is rewritten.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from models.controller import PARAMETERS
 from models.settings import Refused, whole
 
 
@@ -64,3 +65,21 @@ def check(path: Path, made_by: str, **origin: str) -> dict[str, str]:
         if found.get(name) != value:
             raise Refused(f"{path} was trained on another {name} than the one here: run {made_by} again")
     return found
+
+
+def save_controller(path: Path | str, parameters: np.ndarray, **origin: str) -> None:
+    """Write C's 867 numbers, whole or not at all, with the fingerprints of its V and M."""
+    with whole(path) as temporary, h5py.File(temporary, "w") as file:
+        file["controller"] = np.asarray(parameters, np.float32)
+        file.attrs.update(origin)
+
+
+def load_controller(path: Path | str, made_by: str, **origin: str) -> np.ndarray:
+    """C's numbers, float32 (867,). Raises `Refused` as `load` does."""
+    path = Path(path)
+    check(path, made_by, **origin)
+    with h5py.File(path, "r") as file:
+        parameters = file["controller"][()] if "controller" in file else np.zeros(0)
+    if parameters.shape != (PARAMETERS,) or not np.isfinite(parameters).all():
+        raise Refused(f"{path} does not hold {PARAMETERS} finite numbers of a controller: run {made_by}")
+    return parameters
