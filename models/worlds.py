@@ -5,16 +5,16 @@ V and M see whole batches, and a car that finishes gives its place to the next p
 """
 
 from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
-from models import controller, weights
+from models import controller, settings, weights
 from models.car_racing import FRAMES, CarRacing64
 from models.rnn import MDNRNN
-from models.vae import VAE
+from models.vae import VAE, tf
 
 HOLD = 8  # frames that a disturbance of the action lasts
 
@@ -23,7 +23,7 @@ class Seen(NamedTuple):
     """One frame of one car, for who watches a drive."""
 
     pair: int  # which row of `parameters` and `tracks`
-    frame: np.ndarray  # uint8 (64, 64, 3), what the car saw
+    frame: np.ndarray | None  # uint8 (64, 64, 3), what the car saw; None in a dream
     z: np.ndarray  # float32 (32,)
     h: np.ndarray  # float32 (256,), before this frame's z and action
     action: np.ndarray  # float32 (3,)
@@ -135,6 +135,93 @@ class RealWorld:
         return returns, lengths
 
 
+class DreamWorld:
+    """M's hallucination: no game, no pictures; each next z is drawn from what M expects (paper, section 4).
+
+    A dream starts where a real rollout was: the `starts` are windows of real frames, `mu` (n, k, 32) and `action`
+    (n, k, 3), that warm M up. Which one, and all the noise, is decided by the track seed, so every candidate that
+    dreams of a track dreams with the same luck. The reward is M's expectation, the end a draw from its probability;
+    a dream is over after `frames` at the latest. `cars` dream at once, in one compiled loop.
+    """
+
+    def __init__(
+        self, rnn: MDNRNN, starts: dict[str, np.ndarray], cars: int, temperature: float = 1.0, frames: int = 400
+    ) -> None:
+        self.starts, self.cars, self.frames = starts, cars, frames
+        rnn.freeze()
+
+        @tf.function
+        def dream(mu, action, matrices, biases, noise, watched):
+            # mu (n, k, 32), action (n, k, 3), matrices (n, 288, 3), biases (n, 3), noise (frames, n, 65)
+            h, c = rnn.initial_state(cars)
+            for k in range(mu.shape[1] - 1):
+                h, c = rnn.advance(mu[:, k], action[:, k], (h, c))
+            z, alive, total, length = mu[:, -1], tf.ones(cars), tf.zeros(cars), tf.zeros(cars)
+            seen = tf.TensorArray(tf.float32, frames if watched else 0, element_shape=(cars, controller.FEATURES + 4))
+            for t in tf.range(frames):
+                if not tf.reduce_any(alive > 0):
+                    break
+                features = tf.concat([z, h], 1)
+                # The same as controller.act, on tensors.
+                act = tf.tanh(tf.einsum("nf,nfa->na", features, matrices) + biases)
+                steer, gas, brake = act[:, :1], (act[:, 1:2] + 1) / 2, tf.clip_by_value(act[:, 2:], 0, 1)
+                act = tf.concat([steer, gas, brake], 1)
+                prediction, (h, c) = rnn.step(z, act, (h, c))
+                if watched:
+                    seen = seen.write(t, tf.concat([features, act, prediction.reward[:, None]], 1))
+                total += prediction.reward * alive
+                length += alive
+                alive *= tf.cast(noise[t, :, 64] >= tf.sigmoid(prediction.done), tf.float32)
+                z = rnn.sample(prediction, temperature, (noise[t, :, :32], noise[t, :, 32:64]))
+            return total, length, seen.stack()
+
+        self._dream = dream
+
+    def drive(
+        self,
+        parameters: np.ndarray,
+        tracks: np.ndarray,
+        watch: Callable[[Seen], None] | None = None,
+        pairs: Iterable[int] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `RealWorld.drive`; who watches gets no frame, but z, from which V can draw it."""
+        n = len(tracks)
+        returns, lengths = np.full(n, np.nan), np.zeros(n, np.int64)
+        waiting = iter(range(n) if pairs is None else pairs)
+        luck: dict[int, tuple[int, np.ndarray]] = {}
+        while batch := list(islice(waiting, self.cars)):
+            for seed in {int(tracks[pair]) for pair in batch} - luck.keys():
+                luck[seed] = self._luck(seed)
+            rows = batch + batch[:1] * (self.cars - len(batch))  # always a full batch
+            starts = [luck[int(tracks[pair])][0] for pair in rows]
+            noise = np.stack([luck[int(tracks[pair])][1] for pair in rows], 1)
+            chosen = parameters[rows].astype(np.float32)
+            total, length, seen = self._dream(
+                self.starts["mu"][starts].astype(np.float32),
+                self.starts["action"][starts].astype(np.float32),
+                chosen[:, controller.ACTIONS :].reshape(-1, controller.FEATURES, controller.ACTIONS),
+                chosen[:, : controller.ACTIONS],
+                noise,
+                watch is not None,
+            )
+            returns[batch] = total.numpy()[: len(batch)]
+            lengths[batch] = length.numpy()[: len(batch)]
+            if watch is not None:
+                for pair, car in zip(batch, np.moveaxis(seen.numpy(), 1, 0)):
+                    for t, (*features, steer, gas, brake, reward) in enumerate(car[: lengths[pair]]):
+                        z, h = np.split(np.array(features), [32])
+                        done = t + 1 == lengths[pair] < self.frames
+                        watch(Seen(pair, None, z, h, np.array([steer, gas, brake]), reward, done, None))
+        return returns, lengths
+
+    def _luck(self, seed: int) -> tuple[int, np.ndarray]:
+        """Where the dream of a track starts, and its noise for each frame: uniform (32), normal (32), uniform (1)."""
+        random = np.random.default_rng(seed)
+        start = int(random.integers(len(self.starts["mu"])))
+        uniform, normal = random.random((self.frames, 32)), random.normal(size=(self.frames, 32))
+        return start, np.concatenate([uniform, normal, random.random((self.frames, 1))], 1).astype(np.float32)
+
+
 MADE_BY = {"controller": "05_train_controller.py", "dream_controller": "07_dream_train.py"}
 
 
@@ -156,3 +243,26 @@ def load_models(folder: Path | str) -> tuple[VAE, MDNRNN]:
 def fingerprints(vae: VAE, rnn: MDNRNN) -> dict[str, str]:
     """What a controller that is trained with these carries."""
     return {"vae": weights.fingerprint(vae.get_weights()), "rnn": weights.fingerprint(rnn.get_weights())}
+
+
+def prepare_real(folder: str, cars: int, patience: int) -> dict[str, RealWorld]:
+    """What a worker of 05 works with."""
+    return {"real": RealWorld(*load_models(folder), cars, patience=patience)}
+
+
+def load_starts(folder: Path | str, vae: VAE) -> dict[str, np.ndarray]:
+    """Where dreams start. Raises `Refused` where the file is missing or of another V."""
+    path = Path(folder) / "dream_starts.npz"
+    starts = settings.load_npz(path, "03_series.py")
+    if str(starts.get("vae")) != weights.fingerprint(vae.get_weights()):
+        raise settings.Refused(f"{path} was made with another V than the one here: run 03_series.py again")
+    return starts
+
+
+def prepare_dream(
+    folder: str, dreams: int, temperature: float, frames: int, cars: int, patience: int
+) -> dict[str, DreamWorld | RealWorld]:
+    """What a worker of 07 works with: the dream to learn in, and the real world to look how far that carries."""
+    vae, rnn = load_models(folder)
+    dream = DreamWorld(rnn, load_starts(folder, vae), dreams, temperature, frames)
+    return {"dream": dream, **prepare_real(folder, cars, patience)}

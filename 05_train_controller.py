@@ -1,0 +1,60 @@
+"""Step 8 of the tutorial: evolve C, the controller, on the real track.
+
+Reads models/vae.weights.h5 and models/rnn.weights.h5.
+Writes models/controller.weights.h5 (the best so far), data/controller.npz (the history, from which a run that was
+stopped goes on) and data/controller.png (the curve).
+
+CMA-ES draws POPULATION controllers of 867 numbers each around its mean; all of them drive the same TRACKS new tracks;
+the better half moves the mean and shapes the spread that the next ones are drawn with. No gradients anywhere.
+Takes 1 to 1½ hours for 200 generations on 2 cores; there is an agent that drives after 10 minutes.
+"""
+
+import os
+from pathlib import Path
+
+from models import settings
+
+GENERATIONS = 200  # tutorial 200; paper 1,800
+POPULATION = 32  # controllers a generation (tutorial 32; paper 64)
+TRACKS = 4  # that each of them drives, the same for all (tutorial 4 episodes; paper 16)
+SIGMA = 0.1  # how far the first ones are spread around zero
+DIAGONAL = False  # True: learn a variance for each number instead of a full covariance matrix
+FEATURES = "zh"  # what C sees: "zh" is z and h, "z" is V alone (paper: 906 with h, 632 without)
+PATIENCE = 100  # a car that finds no new tile for so many frames is stopped, as if it then stood still; 0: never
+EVAL_EVERY = 10  # generations from one score of the mean on the selection tracks to the next (tutorial 25)
+EVAL_TRACKS = 32  # of the 100 selection tracks (tutorial 100)
+SEED = 1  # of the search and of the tracks it drives on
+CARS = 32  # driven in lockstep by each worker: the batch that V and M see
+WORKERS = os.cpu_count()  # processes
+MODELS = "models"
+DATA = "data"
+
+
+def main() -> None:
+    """Evolve C in the real world."""
+    if POPULATION < 4:
+        raise settings.Refused("POPULATION must be at least 4: the better half of it is what CMA-ES learns from")
+    if len(settings.SELECTION_TRACKS) < EVAL_TRACKS:
+        raise settings.Refused(f"EVAL_TRACKS can be {len(settings.SELECTION_TRACKS)} at most")
+    from models import evolution, worlds
+    from models.workers import Workers
+
+    origin = worlds.fingerprints(*worlds.load_models(MODELS))
+    names = ("POPULATION", "TRACKS", "SIGMA", "DIAGONAL", "FEATURES", "PATIENCE", "SEED", "CARS")
+    constants = {name: globals()[name] for name in names} | {"SCRIPT": Path(__file__).name}
+    with Workers(WORKERS, worlds.prepare_real, MODELS, CARS, PATIENCE) as workers:
+        evolution.evolve(
+            workers,
+            ("real",),
+            constants,
+            origin,
+            generations=GENERATIONS,
+            eval_every=EVAL_EVERY,
+            eval_tracks=EVAL_TRACKS,
+            history=Path(DATA) / "controller.npz",
+            best=Path(MODELS) / "controller.weights.h5",
+        )
+
+
+if __name__ == "__main__":
+    settings.run(main, globals(), zero=("PATIENCE", "SEED"), choices={"FEATURES": ("zh", "z")})

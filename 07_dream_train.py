@@ -1,0 +1,66 @@
+"""Step 10 of the tutorial: evolve C inside M's own dream, then see how it drives the real car.
+
+Reads models/vae.weights.h5, models/rnn.weights.h5 and models/dream_starts.npz.
+Writes models/dream_controller.weights.h5 (the best so far in the dream), data/dream_controller.npz (the history, from
+which a run that was stopped goes on) and data/dream_controller.png (the return in the dream and on the real track).
+
+The same search as in 05, only that the population drives in another world: M foretells what comes next, the reward and
+the end, and no frame of the game is drawn. The real score is watched and never used: not by the search, nor to choose
+which controller is kept. Takes a few seconds a generation on 2 cores, most of it for looking at the real track.
+"""
+
+import os
+from pathlib import Path
+
+from models import settings
+
+GENERATIONS = 200
+POPULATION = 32  # controllers a generation
+TRACKS = 16  # dreams that each of them drives, the same for all
+FRAMES = 400  # of a dream, at most: M's dreams get stranger the longer they last
+TEMPERATURE = 1.0  # of the dream: above 1 it is less certain, and harder to cheat (paper, section 4.3: 1.15 for Doom)
+SIGMA = 0.1  # how far the first ones are spread around zero
+DIAGONAL = False  # True: learn a variance for each number instead of a full covariance matrix
+FEATURES = "zh"  # what C sees: "zh" is z and h, "z" is z alone
+PATIENCE = 100  # on the real track, a car that finds no new tile for so many frames is stopped; 0: never
+EVAL_EVERY = 10  # generations from one score of the mean, in the dream and on the selection tracks, to the next
+EVAL_TRACKS = 32  # of the 100 selection tracks, and as many dreams
+SEED = 1  # of the search and of the dreams
+DREAMS = 256  # dreamt in lockstep by each worker
+CARS = 32  # driven in lockstep by each worker on the real track
+WORKERS = os.cpu_count()  # processes
+MODELS = "models"
+DATA = "data"
+
+
+def main() -> None:
+    """Evolve C in the dream."""
+    if POPULATION < 4:
+        raise settings.Refused("POPULATION must be at least 4: the better half of it is what CMA-ES learns from")
+    if len(settings.SELECTION_TRACKS) < EVAL_TRACKS:
+        raise settings.Refused(f"EVAL_TRACKS can be {len(settings.SELECTION_TRACKS)} at most")
+    from models import evolution, worlds
+    from models.workers import Workers
+
+    vae, rnn = worlds.load_models(MODELS)
+    worlds.load_starts(MODELS, vae)
+    origin = worlds.fingerprints(vae, rnn)
+    names = ("POPULATION", "TRACKS", "FRAMES", "TEMPERATURE", "SIGMA", "DIAGONAL", "FEATURES", "PATIENCE", "SEED")
+    names += ("DREAMS", "CARS")
+    constants = {name: globals()[name] for name in names} | {"SCRIPT": Path(__file__).name}
+    with Workers(WORKERS, worlds.prepare_dream, MODELS, DREAMS, TEMPERATURE, FRAMES, CARS, PATIENCE) as workers:
+        evolution.evolve(
+            workers,
+            ("dream", "real"),
+            constants,
+            origin,
+            generations=GENERATIONS,
+            eval_every=EVAL_EVERY,
+            eval_tracks=EVAL_TRACKS,
+            history=Path(DATA) / "dream_controller.npz",
+            best=Path(MODELS) / "dream_controller.weights.h5",
+        )
+
+
+if __name__ == "__main__":
+    settings.run(main, globals(), zero=("PATIENCE", "SEED"), choices={"FEATURES": ("zh", "z")})

@@ -1,0 +1,205 @@
+"""CMA-ES over a world: worker processes drive the candidates, and a run that was stopped goes on exactly where it was.
+
+CMA-ES itself is pycma's. What a run has come to is decided by its seed and the fitnesses it was told, so these few
+kilobytes are the whole checkpoint: a run is taken up by telling a new CMA-ES the same again.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from itertools import takewhile
+from pathlib import Path
+
+import numpy as np
+
+from models import controller, weights
+from models.settings import EVOLUTION_TRACKS, SELECTION_TRACKS, Refused, clock, load_npz, save_npz, whole
+from models.workers import Workers
+
+
+class Search:
+    """CMA-ES from zero over `size` numbers. The same seed and the same fitnesses give the same search, to the last bit.
+
+    With `diagonal` it learns a variance for each number instead of a full covariance matrix (sep-CMA-ES, Ros & Hansen
+    2008): over 867 numbers the full matrix learns next to nothing in a few hundred generations.
+    """
+
+    def __init__(self, size: int, population: int, sigma: float, seed: int, diagonal: bool) -> None:
+        import cma
+
+        random = np.random.default_rng(seed)
+        self.cma = cma.CMAEvolutionStrategy(
+            np.zeros(size),
+            sigma,
+            {
+                "popsize": population,
+                "CMA_diagonal": diagonal,
+                "seed": np.nan,  # leave NumPy's global generator alone: this one is ours
+                "randn": lambda *shape: random.standard_normal(shape),
+                "verbose": -9,
+                "verb_log": 0,
+            },
+        )
+
+    def ask(self) -> np.ndarray:
+        """The next generation's candidates, (population, size)."""
+        self.asked = self.cma.ask()
+        return np.array(self.asked)
+
+    def tell(self, fitness: np.ndarray) -> None:
+        """How well each of them did, higher is better. Raises ValueError for a number that is not finite."""
+        if not np.isfinite(fitness).all():
+            raise ValueError("a fitness that is not finite")
+        self.cma.tell(self.asked, (-fitness).tolist())
+
+    @property
+    def mean(self) -> np.ndarray:
+        """The middle of the distribution, (size,): what the search has come to. Its best draw was mostly luck."""
+        return np.array(self.cma.mean)
+
+    @property
+    def sigma(self) -> float:
+        """The overall step size."""
+        return float(self.cma.sigma)
+
+
+def drive(worlds: dict, numbers: Iterator[int], name: str, parameters: np.ndarray, tracks: np.ndarray) -> tuple:
+    """A worker's share of the pairs, in its world of that name; NaN where another worker drove."""
+    pairs = takewhile(lambda number: number < len(tracks), numbers)
+    return worlds[name].drive(parameters, tracks, pairs=pairs)
+
+
+def drive_all(workers: Workers, name: str, parameters: np.ndarray, tracks: np.ndarray) -> tuple[np.ndarray, int]:
+    """Every controller on every track: the returns (controllers, tracks), and how many frames that took."""
+    shape = len(parameters), len(tracks)
+    shares = workers.share(drive, name, np.repeat(parameters, shape[1], 0), np.tile(tracks, shape[0]))
+    returns = np.full(shape[0] * shape[1], np.nan)
+    for share, _ in shares:
+        returns = np.where(np.isnan(share), returns, share)
+    if np.isnan(returns).any():
+        raise RuntimeError("a car came back without a return")
+    return returns.reshape(shape), int(sum(lengths.sum() for _, lengths in shares))
+
+
+def evolve(
+    workers: Workers,
+    worlds: tuple[str, ...],
+    constants: dict,
+    origin: dict[str, str],
+    *,
+    generations: int,
+    eval_every: int,
+    eval_tracks: int,
+    history: Path,
+    best: Path,
+) -> None:
+    """Evolve a controller in the first of `worlds`, and score the search's mean in all of them now and then.
+
+    `constants` decide the run: POPULATION, TRACKS, SIGMA, SEED, DIAGONAL, FEATURES and whatever the worlds depend on.
+    All candidates of a generation drive the same new tracks. Every `eval_every` generations the mean is scored on the
+    selection tracks; the one with the best score in the first world is kept in `best`, with the fingerprints `origin`
+    of its V and M. After each generation `history` is written, with a picture beside it; a run that finds its own
+    history goes on from there, and refuses one of other constants.
+    """
+    constants = {**constants, **origin, "EVAL_TRACKS": eval_tracks, "EVAL_EVERY": eval_every}
+    size = controller.PARAMETERS if constants["FEATURES"] == "zh" else controller.Z_PARAMETERS
+    expand = controller.from_z if constants["FEATURES"] == "z" else np.asarray
+    search = Search(size, constants["POPULATION"], constants["SIGMA"], constants["SEED"], constants["DIAGONAL"])
+    record = _read(history, constants, worlds, made_by=str(constants["SCRIPT"]))
+    for fitness in record["fitness"]:
+        search.ask()
+        search.tell(fitness)
+    done = len(record["fitness"])
+    if done:
+        print(f"goes on after generation {done} of {history}")
+    seeds = np.array(SELECTION_TRACKS[:eval_tracks])
+    start, started = time.monotonic(), done
+    for generation in range(done + 1, generations + 1):
+        began = time.monotonic()
+        candidates = expand(search.ask())
+        first = (constants["SEED"] * 1_000_000 + generation) * constants["TRACKS"]
+        tracks = np.array(EVOLUTION_TRACKS[first : first + constants["TRACKS"]])
+        returns, frames = drive_all(workers, worlds[0], candidates, tracks)
+        fitness = returns.mean(1)
+        search.tell(fitness)
+        seconds = time.monotonic() - began
+        record["fitness"].append(fitness)
+        record["sigma"].append(search.sigma)
+        record["frames"].append(frames)
+        note = ""
+        if generation % eval_every == 0 or generation == generations:
+            mean = expand(search.mean[None])
+            scores = [drive_all(workers, name, mean, seeds)[0][0] for name in worlds]
+            for name, score in zip(worlds, scores):
+                note += f"  {name} {score.mean():.0f} ± {score.std():.0f}"
+            if not record["eval_generation"] or scores[0].mean() > max(map(np.mean, record[f"eval_{worlds[0]}"])):
+                weights.save_controller(best, mean[0], **origin)
+                note += " (best, kept)"
+            record["eval_generation"].append(generation)
+            for name, score in zip(worlds, scores):
+                record[f"eval_{name}"].append(score)
+            _picture(history.with_suffix(".png"), record, worlds)
+        record["seconds"].append(time.monotonic() - began)
+        save_npz(history, constants=np.array(json.dumps(constants)), **{k: np.array(v) for k, v in record.items()})
+        left = (time.monotonic() - start) / (generation - started) * (generations - generation)
+        print(
+            f"generation {generation}/{generations}  best {fitness.max():.0f}  mean {fitness.mean():.0f} ± "
+            f"{fitness.std():.0f}  σ {search.sigma:.3f}  {sum(record['frames']):,} frames  "
+            f"{frames / seconds:,.0f} frames/s  {clock(left)} left{note}",
+            flush=True,
+        )
+    if done >= generations:
+        print(f"all {generations} generations are done: GENERATIONS={2 * generations} goes on")
+    at = int(np.argmax([np.mean(score) for score in record[f"eval_{worlds[0]}"]]))
+    score = record[f"eval_{worlds[0]}"][at]
+    print(
+        f"best: the mean after generation {record['eval_generation'][at]}, {np.mean(score):.0f} ± {np.std(score):.0f} "
+        f"on {len(score)} selection tracks, kept in {best}; the curve is {history.with_suffix('.png')}"
+    )
+
+
+def _read(history: Path, constants: dict, worlds: tuple[str, ...], made_by: str) -> dict[str, list]:
+    """What a run has recorded so far, each a list with an entry a generation or an evaluation."""
+    names = ["fitness", "sigma", "frames", "seconds", "eval_generation", *(f"eval_{name}" for name in worlds)]
+    if not history.exists():
+        return {name: [] for name in names}
+    arrays = load_npz(history, made_by)
+    try:
+        found = json.loads(str(arrays["constants"]))
+        record = {name: list(arrays[name]) for name in names}
+        shapes = {np.shape(fitness) for fitness in record["fitness"]}
+        whole_history = shapes <= {(constants["POPULATION"],)} and np.isfinite(arrays["fitness"]).all()
+    except (KeyError, ValueError, TypeError):
+        raise Refused(f"{history} is not the history of a run: delete it and run {made_by}") from None
+    differ = [name for name in constants if found.get(name) != constants[name]]
+    if differ:
+        told = ", ".join(f"{name} was {found.get(name)}, is {constants[name]}" for name in differ)
+        raise Refused(f"{history} is of a run with other constants ({told}): change them back, or delete it")
+    if not whole_history:
+        raise Refused(f"{history} is damaged: delete it and run {made_by}")
+    return record
+
+
+def _picture(path: Path, record: dict[str, list], worlds: tuple[str, ...]) -> None:
+    """The run as curves: what the candidates got, and the search's mean in each world."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    fitness = np.array(record["fitness"])
+    generation = np.arange(1, len(fitness) + 1)
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    middle, spread = fitness.mean(1), fitness.std(1)
+    axes.fill_between(generation, middle - spread, middle + spread, alpha=0.2, label="candidates, mean ± spread")
+    axes.plot(generation, fitness.max(1), linewidth=0.7, alpha=0.6, label="best candidate")
+    for name in worlds:
+        scores = np.array(record[f"eval_{name}"])
+        label = f"the search's mean in the {name} world"
+        axes.errorbar(record["eval_generation"], scores.mean(1), scores.std(1), marker="o", capsize=2, label=label)
+    axes.set(xlabel="generation", ylabel="return", title=f"CMA-ES in the {worlds[0]} world")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    with whole(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+    pyplot.close(figure)
