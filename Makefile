@@ -1,0 +1,76 @@
+# `make` builds .venv, once (.ci/setup.sh), and lists what there is. What needs .venv builds it too.
+
+# The demo: every step small enough that all of it takes a quarter of an hour on 2 cores.
+DEMO_01 := ROLLOUTS=20
+DEMO_02 :=
+DEMO_03 :=
+DEMO_04 :=
+DEMO_05 :=
+DEMO_06 :=
+# It has folders of its own: trained weights are never written over.
+DEMO := DATA=data/demo MODELS=models/demo
+
+PY := .venv/bin/python
+
+# Nothing is written in the home folder, which may be missing or read-only.
+export MPLCONFIGDIR := $(CURDIR)/.venv/matplotlib
+export KERAS_HOME := $(CURDIR)/.venv/keras
+export PYTHONUNBUFFERED := 1
+unexport PYTHONHOME PYTHONPATH
+
+.PHONY: all help setup demo train test bench chaos lint clean
+
+all: setup help
+
+help:
+	@echo 'make demo    the whole tutorial, small: trains an agent in a quarter of an hour and shows it driving'
+	@echo 'make train   every step at tutorial scale, 01 to 06 in order'
+	@echo 'make test    the tests'
+	@echo 'make bench   how fast each part is here'
+	@echo 'make chaos   what happens when a run is killed, the disk is full, a file is broken'
+	@echo 'make lint    ruff'
+	@echo 'make setup   only builds .venv; all others do that too where it is missing (PYTHON=python3.12 chooses one)'
+	@echo 'make clean   removes .venv and all that was generated: data, trained weights, caches; spares what git tracks'
+
+setup:
+	@sh .ci/setup.sh
+
+# From nothing each time: a V trained anew makes the M and C of an earlier demo worthless.
+demo: setup
+	@rm -rf data/demo models/demo
+	$(PY) 01_generate_data.py $(DEMO) $(DEMO_01)
+	$(PY) 02_train_vae.py $(DEMO) $(DEMO_02)
+	$(PY) 03_series.py $(DEMO) $(DEMO_03)
+	$(PY) 04_train_rnn.py $(DEMO) $(DEMO_04)
+	$(PY) 05_train_controller.py $(DEMO) $(DEMO_05)
+	$(PY) 06_visualise.py $(DEMO) $(DEMO_06)
+	@echo; echo 'The demo made:'; find data/demo -name '*.gif' -o -name '*.mp4' -o -name '*.png' | sort | sed 's/^/  /'
+
+train: setup
+	$(PY) 01_generate_data.py
+	$(PY) 02_train_vae.py
+	$(PY) 03_series.py
+	$(PY) 04_train_rnn.py
+	$(PY) 05_train_controller.py
+	$(PY) 06_visualise.py
+
+test: setup
+	@$(PY) -m pytest
+
+bench: setup
+	@$(PY) -m tests.bench
+
+chaos: setup
+	@$(PY) -m tests.chaos
+
+lint: setup
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+# Not under git (an unpacked archive): only models/trained/ and data/readme/ came with it.
+clean:
+	@if test -e .git; then git clean -fdXq -- data models; \
+	else find data models -mindepth 1 -maxdepth 1 \
+	  \( -path 'data/*' ! -name readme -o -name '*.h5' -o -name '*.npz' -o -name '.*' \) -exec rm -rf {} +; fi
+	@rm -rf data/demo models/demo .venv .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
