@@ -155,6 +155,8 @@ def main() -> None:
         raise Refused("ON_THE_MOVE and LEAVING are shares of the rollouts: together at most 1")
     if len(ROLLOUT_TRACKS) < FIRST + ROLLOUTS:
         raise Refused(f"there are {len(ROLLOUT_TRACKS):,} track seeds for rollouts: FIRST + ROLLOUTS must stay below")
+    if len(SPEEDS) != 2 or SPEEDS[0] > SPEEDS[1]:
+        raise Refused(f"SPEEDS={SPEEDS} must be two numbers, the lower one first")
     folder = settings.make_folder(Path(DATA) / "rollouts")
     seeds = [ROLLOUT_TRACKS[FIRST + i] for i in range(ROLLOUTS)]
     missing = []
@@ -171,6 +173,9 @@ def main() -> None:
     if POLICY == "random":
         prepare, make, items = (prepare_random, str(folder), STEPS), make_random, missing
     else:
+        from models import worlds
+
+        worlds.load(MODELS, CONTROLLER)  # what is wrong with them is told here, once, not by every worker
         items = [missing[i : i + CARS] for i in range(0, len(missing), CARS)]
         prepare, make = (prepare_controller, str(folder), STEPS, MODELS, CONTROLLER), make_with_controller
     rollouts_made = frames = 0

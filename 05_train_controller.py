@@ -32,11 +32,10 @@ DATA = "data"
 
 def main() -> None:
     """Evolve C in the real world."""
-    if POPULATION < 4:
-        raise settings.Refused("POPULATION must be at least 4: the better half of it is what CMA-ES learns from")
-    if len(settings.SELECTION_TRACKS) < EVAL_TRACKS:
-        raise settings.Refused(f"EVAL_TRACKS can be {len(settings.SELECTION_TRACKS)} at most")
-    from models import evolution, worlds
+    from models import evolution
+
+    evolution.check(globals())
+    from models import worlds
     from models.workers import Workers
 
     origin = worlds.fingerprints(*worlds.load_models(MODELS))

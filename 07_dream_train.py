@@ -35,19 +35,19 @@ DATA = "data"
 
 def main() -> None:
     """Evolve C in the dream."""
-    if POPULATION < 4:
-        raise settings.Refused("POPULATION must be at least 4: the better half of it is what CMA-ES learns from")
-    if len(settings.SELECTION_TRACKS) < EVAL_TRACKS:
-        raise settings.Refused(f"EVAL_TRACKS can be {len(settings.SELECTION_TRACKS)} at most")
-    from models import evolution, worlds
+    from models import evolution
+
+    evolution.check(globals())
+    from models import weights, worlds
     from models.workers import Workers
 
     vae, rnn = worlds.load_models(MODELS)
-    worlds.load_starts(MODELS, vae)
+    starts = worlds.load_starts(MODELS, vae)
     origin = worlds.fingerprints(vae, rnn)
     names = ("POPULATION", "TRACKS", "FRAMES", "TEMPERATURE", "SIGMA", "DIAGONAL", "FEATURES", "PATIENCE", "SEED")
     names += ("DREAMS", "CARS")
     constants = {name: globals()[name] for name in names} | {"SCRIPT": Path(__file__).name}
+    constants["the starts"] = weights.fingerprint((starts["mu"], starts["action"]))
     with Workers(WORKERS, worlds.prepare_dream, MODELS, DREAMS, TEMPERATURE, FRAMES, CARS, PATIENCE) as workers:
         evolution.evolve(
             workers,

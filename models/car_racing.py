@@ -23,6 +23,7 @@ with quiet():  # gym's notice, once per process otherwise
     import Box2D
     import pygame
     from gym import spaces
+    from gym.envs.box2d import car_dynamics
     from gym.envs.box2d import car_racing as gym_racing
 
 SIZE = 64
@@ -77,6 +78,9 @@ class CarRacing64(gym_racing.CarRacing):
         """
         self.car.destroy()
         self.car = gym_racing.Car(self.world, angle, x, y)
+        for wheel, (left, ahead) in zip(self.car.wheels, car_dynamics.WHEELPOS):
+            # gym sets the wheels down as if the car faced up; their joints would then turn it by 3 degrees.
+            wheel.position = self.car.hull.GetWorldPoint((left * car_dynamics.SIZE, ahead * car_dynamics.SIZE))
         velocity = (-speed * math.sin(angle), speed * math.cos(angle))
         for body in (self.car.hull, *self.car.wheels):
             body.linearVelocity = velocity

@@ -76,9 +76,25 @@ def drive_all(workers: Workers, name: str, parameters: np.ndarray, tracks: np.nd
     returns = np.full(shape[0] * shape[1], np.nan)
     for share, _ in shares:
         returns = np.where(np.isnan(share), returns, share)
-    if np.isnan(returns).any():
-        raise RuntimeError("a car came back without a return")
+    if not np.isfinite(returns).all():
+        raise Refused(
+            f"{np.sum(~np.isfinite(returns))} drives have no return that is a number: nothing is made of them"
+        )
     return returns.reshape(shape), int(sum(lengths.sum() for _, lengths in shares))
+
+
+def check(constants: dict) -> None:
+    """Raises `Refused` for constants that `evolve` can do nothing with, before anything is loaded."""
+    if constants["POPULATION"] < 4:
+        raise Refused("POPULATION must be at least 4: the better half of it is what CMA-ES learns from")
+    if len(SELECTION_TRACKS) < constants["EVAL_TRACKS"]:
+        raise Refused(f"EVAL_TRACKS can be {len(SELECTION_TRACKS)} at most")
+    if len(EVOLUTION_TRACKS) < _first_track(constants, constants["GENERATIONS"] + 1):
+        raise Refused(f"there are {len(EVOLUTION_TRACKS):,} track seeds: SEED, GENERATIONS or TRACKS is too large")
+
+
+def _first_track(constants: dict, generation: int) -> int:
+    return (constants["SEED"] * 1_000_000 + generation) * constants["TRACKS"]
 
 
 def evolve(
@@ -106,9 +122,12 @@ def evolve(
     expand = controller.from_z if constants["FEATURES"] == "z" else np.asarray
     search = Search(size, constants["POPULATION"], constants["SIGMA"], constants["SEED"], constants["DIAGONAL"])
     record = _read(history, constants, worlds, made_by=str(constants["SCRIPT"]))
-    for fitness in record["fitness"]:
+    kept = _best_generation(record, worlds)
+    for generation, fitness in enumerate(record["fitness"], 1):
         search.ask()
         search.tell(fitness)
+        if generation == kept and not best.exists():
+            weights.save_controller(best, expand(search.mean[None])[0], **origin)
     done = len(record["fitness"])
     if done:
         print(f"goes on after generation {done} of {history}")
@@ -117,7 +136,7 @@ def evolve(
     for generation in range(done + 1, generations + 1):
         began = time.monotonic()
         candidates = expand(search.ask())
-        first = (constants["SEED"] * 1_000_000 + generation) * constants["TRACKS"]
+        first = _first_track(constants, generation)
         tracks = np.array(EVOLUTION_TRACKS[first : first + constants["TRACKS"]])
         returns, frames = drive_all(workers, worlds[0], candidates, tracks)
         fitness = returns.mean(1)
@@ -132,12 +151,12 @@ def evolve(
             scores = [drive_all(workers, name, mean, seeds)[0][0] for name in worlds]
             for name, score in zip(worlds, scores):
                 note += f"  {name} {score.mean():.0f} ± {score.std():.0f}"
-            if not record["eval_generation"] or scores[0].mean() > max(map(np.mean, record[f"eval_{worlds[0]}"])):
-                weights.save_controller(best, mean[0], **origin)
-                note += " (best, kept)"
             record["eval_generation"].append(generation)
             for name, score in zip(worlds, scores):
                 record[f"eval_{name}"].append(score)
+            if _best_generation(record, worlds) == generation:
+                weights.save_controller(best, mean[0], **origin)
+                note += " (best, kept)"
             _picture(history.with_suffix(".png"), record, worlds)
         record["seconds"].append(time.monotonic() - began)
         save_npz(history, constants=np.array(json.dumps(constants)), **{k: np.array(v) for k, v in record.items()})
@@ -149,13 +168,19 @@ def evolve(
             flush=True,
         )
     if done >= generations:
-        print(f"all {generations} generations are done: GENERATIONS={2 * generations} goes on")
-    at = int(np.argmax([np.mean(score) for score in record[f"eval_{worlds[0]}"]]))
-    score = record[f"eval_{worlds[0]}"][at]
-    print(
-        f"best: the mean after generation {record['eval_generation'][at]}, {np.mean(score):.0f} ± {np.std(score):.0f} "
-        f"on {len(score)} selection tracks, kept in {best}; the curve is {history.with_suffix('.png')}"
-    )
+        print(f"{done} generations are done: GENERATIONS={2 * done} goes on")
+    if kept := _best_generation(record, worlds):
+        score = record[f"eval_{worlds[0]}"][record["eval_generation"].index(kept)]
+        print(
+            f"best: the mean after generation {kept}, {np.mean(score):.0f} ± {np.std(score):.0f} on {len(score)} "
+            f"selection tracks, kept in {best}; the curve is {history.with_suffix('.png')}"
+        )
+
+
+def _best_generation(record: dict[str, list], worlds: tuple[str, ...]) -> int:
+    """After which generation the mean scored best in the first world; 0 before the first score."""
+    scores = [np.mean(score) for score in record[f"eval_{worlds[0]}"]]
+    return record["eval_generation"][int(np.argmax(scores))] if scores else 0
 
 
 def _read(history: Path, constants: dict, worlds: tuple[str, ...], made_by: str) -> dict[str, list]:
@@ -165,11 +190,17 @@ def _read(history: Path, constants: dict, worlds: tuple[str, ...], made_by: str)
         return {name: [] for name in names}
     arrays = load_npz(history, made_by)
     try:
-        found = json.loads(str(arrays["constants"]))
+        found = dict(json.loads(str(arrays["constants"])))
         record = {name: list(arrays[name]) for name in names}
-        shapes = {np.shape(fitness) for fitness in record["fitness"]}
-        whole_history = shapes <= {(constants["POPULATION"],)} and np.isfinite(arrays["fitness"]).all()
-    except (KeyError, ValueError, TypeError):
+        generations, evaluations = len(record["fitness"]), len(record["eval_generation"])
+        shapes = {name: (evaluations, constants["EVAL_TRACKS"]) for name in names if name.startswith("eval_")}
+        shapes |= {"fitness": (generations, constants["POPULATION"]), "eval_generation": (evaluations,)}
+        whole_history = generations > 0
+        for name in names:
+            shape = shapes.get(name, (generations,))
+            fits = arrays[name].shape == shape or len(arrays[name]) == shape[0] == 0
+            whole_history &= fits and bool(np.isfinite(arrays[name]).all())
+    except (KeyError, ValueError, TypeError, AttributeError):
         raise Refused(f"{history} is not the history of a run: delete it and run {made_by}") from None
     differ = [name for name in constants if found.get(name) != constants[name]]
     if differ:

@@ -7,6 +7,7 @@ before TensorFlow is loaded.
 import ast
 import errno
 import fcntl
+import math
 import os
 import re
 import signal
@@ -66,7 +67,8 @@ def run(
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         sys.exit(
-            f"{script}: no room to write ({error.strerror}); what was written before is whole. Free some, run again."
+            f"{script}: no room to write ({os.strerror(error.errno)}); what was written before is whole. "
+            "Free some, run again."
         )
 
 
@@ -84,27 +86,39 @@ def _read_shell(constants: dict, arguments: list[str]) -> None:
         old = constants[name]
         try:
             value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             value = text  # a bare word is a string
-        if isinstance(old, float) and type(value) is int:
-            value = float(value)
         if isinstance(old, str) and type(value) in (int, float):
             value = text  # a folder may be named 2026
-        if type(value) is not type(old):
+        if not _alike(value, old):
             raise Refused(f"{name}={text}: expected a {type(old).__name__} such as {old!r}")
-        constants[name] = value
+        constants[name] = float(value) if isinstance(old, float) else value
+
+
+def _alike(value: object, old: object) -> bool:
+    if isinstance(value, tuple) and isinstance(old, tuple):
+        return all(_alike(part, old[0]) for part in value)
+    return type(value) is type(old) or (isinstance(old, float) and type(value) is int and abs(value) < 2**63)
 
 
 def _check(constants: dict, zero: tuple[str, ...], choices: dict[str, tuple]) -> None:
     for name, value in constants.items():
-        if not name.isupper() or isinstance(value, bool) or not isinstance(value, int | float):
+        if not name.isupper() or isinstance(value, bool) or not isinstance(value, int | float | str | tuple):
             continue
-        least = "at least 0" if name in zero else "above 0"
-        if not np.isfinite(value) or value < 0 or (value == 0 and name not in zero):
-            raise Refused(f"{name}={value} must be {least}")
+        if value in ("", ()):
+            raise Refused(f"{name} must not be empty")
+        least = "at least 0" if name in zero or isinstance(value, tuple) else "above 0"
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int | float) and not (_usable(number) and (number > 0 or least == "at least 0")):
+                raise Refused(f"{name}={value} must be {least}")
     for name, allowed in choices.items():
         if constants[name] not in allowed:
             raise Refused(f"{name}={constants[name]} must be one of {', '.join(map(str, allowed))}")
+
+
+def _usable(number: float) -> bool:
+    """Whether it is not negative, finite and, an integer, no larger than NumPy can hold."""
+    return 0 <= number < (2**63 if isinstance(number, int) else math.inf)
 
 
 @contextmanager
@@ -175,7 +189,7 @@ def load_npz(path: Path | str, made_by: str) -> dict[str, np.ndarray]:
         raise Refused(f"{path} is missing: run {made_by} first")
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            return {name: np.asarray(file[name]) for name in file.files}
     except Exception as error:  # zipfile, zlib and NumPy each have their own for a damaged file
         raise Refused(f"{path} is damaged ({_one_line(error)}): delete it and run {made_by}") from None
 

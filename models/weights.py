@@ -33,7 +33,7 @@ def save(path: Path | str, model, **origin: str) -> None:
     with whole(path) as temporary:
         model.save_weights(temporary)
         with h5py.File(temporary, "r+") as file:
-            file.attrs.update(origin)
+            file.attrs.update(origin, weights=fingerprint(model.get_weights()))
 
 
 def load(path: Path | str, model, made_by: str, **origin: str) -> None:
@@ -43,13 +43,14 @@ def load(path: Path | str, model, made_by: str, **origin: str) -> None:
     makes it), or when it was trained on something else than `origin` says.
     """
     path = Path(path)
-    check(path, made_by, **origin)
+    found = check(path, made_by, **origin)
     try:
         model.load_weights(path)
     except Exception:  # h5py and Keras each have their own for a damaged or foreign file
         raise Refused(f"{path} does not hold the weights of this {model.name}: delete it and run {made_by}") from None
-    if not all(np.isfinite(array).all() for array in model.get_weights()):
-        raise Refused(f"{path} holds numbers that are not finite: delete it and run {made_by}")
+    arrays = model.get_weights()
+    if not all(np.isfinite(array).all() for array in arrays) or found.get("weights") not in (None, fingerprint(arrays)):
+        raise Refused(f"{path} is damaged, its numbers are not those that were saved: delete it and run {made_by}")
 
 
 def check(path: Path, made_by: str, **origin: str) -> dict[str, str]:
@@ -59,7 +60,7 @@ def check(path: Path, made_by: str, **origin: str) -> dict[str, str]:
     try:
         with h5py.File(path, "r") as file:
             found = {name: str(value) for name, value in file.attrs.items()}
-    except OSError:
+    except Exception:  # h5py has many for a damaged file
         raise Refused(f"{path} is damaged or no weights file: delete it and run {made_by}") from None
     for name, value in origin.items():
         if found.get(name) != value:
@@ -71,15 +72,19 @@ def save_controller(path: Path | str, parameters: np.ndarray, **origin: str) -> 
     """Write C's 867 numbers, whole or not at all, with the fingerprints of its V and M."""
     with whole(path) as temporary, h5py.File(temporary, "w") as file:
         file["controller"] = np.asarray(parameters, np.float32)
-        file.attrs.update(origin)
+        file.attrs.update(origin, weights=fingerprint([parameters]))
 
 
 def load_controller(path: Path | str, made_by: str, **origin: str) -> np.ndarray:
     """C's numbers, float32 (867,). Raises `Refused` as `load` does."""
     path = Path(path)
-    check(path, made_by, **origin)
-    with h5py.File(path, "r") as file:
-        parameters = file["controller"][()] if "controller" in file else np.zeros(0)
-    if parameters.shape != (PARAMETERS,) or not np.isfinite(parameters).all():
+    found = check(path, made_by, **origin)
+    try:
+        with h5py.File(path, "r") as file:
+            parameters = np.asarray(file["controller"], np.float32)
+    except Exception:
+        parameters = np.zeros(0)
+    whole_file = found.get("weights") in (None, fingerprint([parameters]))
+    if parameters.shape != (PARAMETERS,) or not np.isfinite(parameters).all() or not whole_file:
         raise Refused(f"{path} does not hold {PARAMETERS} finite numbers of a controller: run {made_by}")
     return parameters

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +23,7 @@ class Workers:
     """
 
     def __init__(self, count: int, prepare: Callable, *arguments: Any) -> None:
-        self.count, self.arguments = count, (prepare, arguments)
+        self.count, self.prepare = count, pickle.dumps((prepare, arguments))
         self._start()
 
     def _start(self) -> None:
@@ -31,7 +32,7 @@ class Workers:
         # Ctrl-C reaches every process of the terminal; only the parent should answer, so the children start deaf.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            self.pool = ProcessPoolExecutor(self.count, context, _prepare, (self.next, *self.arguments))
+            self.pool = ProcessPoolExecutor(self.count, context, _prepare, (self.next, self.prepare))
             for _ in range(self.count):
                 self.pool.submit(int)
         finally:
@@ -60,8 +61,8 @@ class Workers:
             try:
                 while todo or running:
                     while todo and len(running) < 2 * self.count:
-                        item = todo.pop(0)
-                        running[self.pool.submit(_each, task, item)] = item
+                        future = self.pool.submit(_each, task, todo[0])
+                        running[future] = todo.pop(0)  # only now: a broken pool takes no task
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         result = future.result()
                         del running[future]
@@ -89,15 +90,16 @@ class Workers:
     def __enter__(self) -> "Workers":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # After Ctrl-C nobody waits for what the workers are at: they end with this process.
+        self.pool.shutdown(wait=kind is not KeyboardInterrupt, cancel_futures=True)
 
 
 _prepared: Any = None
 _next: Any = None
 
 
-def _prepare(counter: Any, prepare: Callable, arguments: tuple) -> None:
+def _prepare(counter: Any, pickled: bytes) -> None:
     global _prepared, _next
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -108,6 +110,7 @@ def _prepare(counter: Any, prepare: Callable, arguments: tuple) -> None:
 
     cv2.setNumThreads(1)
     _next = counter
+    prepare, arguments = pickle.loads(pickled)  # imports TensorFlow: not before this process can end with its parent
     _prepared = prepare(*arguments)
 
 

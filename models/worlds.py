@@ -14,7 +14,10 @@ import numpy as np
 from models import controller, settings, weights
 from models.car_racing import FRAMES, CarRacing64
 from models.rnn import MDNRNN
-from models.vae import VAE, tf
+from models.vae import VAE
+
+with settings.quiet():
+    import tensorflow as tf
 
 HOLD = 8  # frames that a disturbance of the action lasts
 
@@ -256,6 +259,10 @@ def load_starts(folder: Path | str, vae: VAE) -> dict[str, np.ndarray]:
     starts = settings.load_npz(path, "03_series.py")
     if str(starts.get("vae")) != weights.fingerprint(vae.get_weights()):
         raise settings.Refused(f"{path} was made with another V than the one here: run 03_series.py again")
+    mu, action = (starts.get(name, np.zeros(0)) for name in ("mu", "action"))
+    fit = mu.ndim == action.ndim == 3 and mu.shape == (*action.shape[:2], 32) and action.shape[2] == 3 and mu.size
+    if not (fit and all(array.dtype.kind == "f" and np.isfinite(array).all() for array in (mu, action))):
+        raise settings.Refused(f"{path} does not hold starts of dreams: delete it and run 03_series.py")
     return starts
 
 

@@ -1,0 +1,367 @@
+"""Step 9 of the tutorial: look at it all. The agent drives, V and M look on; what M expects; dreams; curves; the score.
+
+Reads   V, M, C and the dream starts in MODELS, or the shipped ones in models/trained/ while one's own aren't all there;
+        the training histories in MODELS and DATA
+Writes  DATA/agent.gif (gym's picture, what the agent sees of it, V's picture of that, M's dream of the same drive),
+        DATA/expects.png and DATA/foretold.png (what M expects next, and how wrong it is), DATA/dreams.gif (what it
+        is like to drive in M's head), DATA/curves.png; with EPISODES also DATA/score.npz and DATA/score.png.
+        Beside each .gif an .mp4 where ffmpeg is installed
+Takes   about a minute; EPISODES=100 about 6 minutes more on 2 cores
+
+With CONTROLLER=dream_controller the one that learned in its dream drives, and the names begin with "dreamer_".
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from models import settings
+from models.workers import Workers
+
+TRACK = 1000  # the seed of the track to show; of those that are reported, so no training has seen it
+EPISODES = 0  # the score over so many of the 100 reported tracks, 1000 and on; the README's: 100. 0: no score
+CONTROLLER = "controller"  # or "dream_controller": which one drives
+SHOW = False  # True: also show the drive in a window while it happens
+FRAMES = 1000  # of the drive at most, and of each drive for the score; the game's own limit is 1,000
+EVERY = 4  # frames of the game from one picture of a GIF to the next; 50 frames are a second
+ALONE = 100  # frames that M dreams of the drive before it is woken, and sees where the car really is
+AHEAD = 25  # frames that M looks ahead in expects.png
+DREAMS = 8  # side by side in dreams.gif
+DREAM_FRAMES = 400  # of each at most
+TEMPERATURE = 1.0  # of all dreams: below 1 they are calmer, above 1 wilder
+YARDSTICKS = 20  # of the tracks are also driven by controllers of zeros and of random numbers, to compare with
+CARS = 4  # driven in lockstep by each worker
+WORKERS = os.cpu_count()  # processes for the score
+MODELS = "models"
+DATA = "data"
+
+RATE = 50  # frames of the game a second
+AWAKE = 50  # frames that M is shown before it is left alone first: the camera flies in
+
+
+def main() -> None:
+    """Make the pictures, then the score."""
+    if len(settings.REPORT_TRACKS) < EPISODES:
+        raise settings.Refused(f"EPISODES can be {len(settings.REPORT_TRACKS)} at most: so many tracks are reported")
+    if not AWAKE + AHEAD + EVERY < FRAMES <= 1000:
+        raise settings.Refused(f"FRAMES={FRAMES} must be {AWAKE + AHEAD + EVERY + 1} to 1000")
+    from models import pictures
+
+    window = None
+    if SHOW:
+        try:
+            window = pictures.Window(f"{CONTROLLER} on track {TRACK}", RATE)
+        except settings.Refused as error:
+            print(f"no window: {error}; the files are made all the same")
+
+    from models import weights, worlds
+
+    folder = choose_weights()
+    vae, rnn, parameters = worlds.load(folder, CONTROLLER)
+    starts = worlds.load_starts(folder, vae)
+    dreamer, who = parameters, CONTROLLER
+    if (path := folder / "dream_controller.weights.h5").exists():
+        origin = worlds.fingerprints(vae, rnn)
+        dreamer, who = weights.load_controller(path, worlds.MADE_BY["dream_controller"], **origin), "dream_controller"
+
+    drive = Drive(vae, rnn, parameters, window)
+    announce(*pictures.moving(named("agent.gif"), drive.film(), RATE / EVERY))
+    announce(*drive.expectations())
+    announce(*pictures.moving(Path(DATA, "dreams.gif"), dreams(vae, rnn, starts, dreamer, who), RATE / EVERY))
+    curves(folder)
+    if EPISODES:
+        score(folder, parameters)
+
+
+def choose_weights() -> Path:
+    """The folder whose weights are shown: one's own where V, M and C are all there, else the shipped."""
+    needed = [f"{name}.weights.h5" for name in ("vae", "rnn", CONTROLLER)]
+    missing = [name for name in needed if not Path(MODELS, name).exists()]
+    shipped = Path(__file__).parent / "models" / "trained"
+    if missing and all((shipped / name).exists() for name in needed):
+        print(f"with the shipped weights in models/trained ({MODELS} has no {missing[0]})")
+        return shipped
+    if not missing:
+        print(f"with your own weights in {MODELS}")
+    return Path(MODELS)  # where something is missing, loading says what, and which script makes it
+
+
+def named(name: str) -> Path:
+    """Where a picture of the drive goes: the dreamer's don't replace the agent's."""
+    return Path(DATA, name if CONTROLLER == "controller" else f"dreamer_{name}")
+
+
+def announce(*paths: Path) -> None:
+    """Say which files were made."""
+    print("made: " + ", ".join(f"{path} ({path.stat().st_size / 1e6:.1f} MB)" for path in paths), flush=True)
+
+
+def decode(vae, z: np.ndarray) -> np.ndarray:
+    """V's pictures of z (…, 32): uint8 (…, 64, 64, 3), a hundred at a time."""
+    flat = z.reshape(-1, 32)
+    parts = [vae.decode(flat[start : start + 100]).numpy() for start in range(0, len(flat), 100)]
+    return np.concatenate(parts).reshape(*z.shape[:-1], 64, 64, 3)
+
+
+class Drive:
+    """One drive of the agent on the real track, drawn by gym, and what M makes of it."""
+
+    def __init__(self, vae, rnn, parameters: np.ndarray, window) -> None:
+        from models.worlds import RealWorld
+
+        self.vae, self.rnn = vae, rnn
+        self.gym_pictures = {}  # by frame
+        world = RealWorld(vae, rnn, CARS, "gym", FRAMES)
+        game = world.envs[0]
+        game.render_mode = "rgb_array"
+        seen = []
+
+        def watch(now) -> None:
+            seen.append(now)
+            if window or len(seen) % EVERY == 0:  # the game is already where the next frame begins
+                self.gym_pictures[len(seen)] = picture = game.render()
+            if window:
+                views = [picture, now.frame, decode(vae, now.z[None])[0]]
+                labels = ["gym's picture", "what the agent sees of it", "V's picture of that"]
+                window.show(pictures.tiles(views, labels, 3, f"return {game.reward:.1f}"))
+
+        from models import pictures
+
+        returns, lengths = world.drive(parameters[None], np.array([TRACK]), watch)
+        if window:
+            window.close()
+        end = "lap finished" if game.lap_finished else "left the field" if seen[-1].done else "no lap"
+        print(f"track {TRACK}: a return of {returns[0]:.1f} in {lengths[0]} frames, {end}")
+        self.frames, self.z, self.action, self.reward = (
+            np.array([getattr(frame, name) for frame in seen], kind)
+            for name, kind in (("frame", np.uint8), ("z", "f4"), ("action", "f4"), ("reward", "f4"))
+        )
+        state, states = rnn.initial_state(1), []
+        for frame in range(len(seen)):
+            states.append(state)
+            state = rnn.advance(self.z[frame, None], self.action[frame, None], state)
+        self.memory = [np.concatenate(part) for part in zip(*states)]  # M's state before each frame: h, c (n, 256)
+
+    def left_alone(self, starts: np.ndarray, frames: int) -> np.ndarray:
+        """M's dreams of the drive from each frame of `starts` (n,) on, told nothing but the actions.
+
+        Returns z (frames + 1, n, 32), the first one real.
+        """
+        random = np.random.default_rng(TRACK)
+        state, z = tuple(part[starts] for part in self.memory), [self.z[starts]]
+        for frame in range(frames):
+            action = self.action[np.minimum(starts + frame, len(self.action) - 1)]
+            prediction, state = self.rnn.step(z[-1], action, state)
+            shape = (len(starts), 32)
+            noise = random.random(shape, np.float32), random.standard_normal(shape, np.float32)
+            z.append(self.rnn.sample(prediction, TEMPERATURE, noise).numpy())
+        return np.stack(z)
+
+    def film(self) -> list[np.ndarray]:
+        """The pictures of agent.gif."""
+        from models import pictures
+
+        shown = np.array([frame for frame in self.gym_pictures if frame < len(self.z) and frame % EVERY == 0])
+        alone = np.where(shown < AWAKE, 0, (shown - AWAKE) % ALONE)
+        dreamt = self.left_alone(np.arange(AWAKE, len(self.z), ALONE), ALONE - 1)
+        z = np.where(shown[:, None] < AWAKE, self.z[shown], dreamt[alone, np.maximum(shown - AWAKE, 0) // ALONE])
+        returns = np.cumsum(self.reward)
+        film = []
+        for frame, seconds, real, dream in zip(
+            shown, alone / RATE, decode(self.vae, self.z[shown]), decode(self.vae, z)
+        ):
+            labels = [
+                "gym's picture",
+                "what the agent sees of it:\n64 × 64 pixels",
+                "V's picture of that,\nfrom 32 numbers",
+                f"M's dream of the drive,\nalone for {seconds:.1f} s" if seconds else "M is awake:\nthe same",
+            ]
+            views = [self.gym_pictures[frame], self.frames[frame], real, dream]
+            title = f"track {TRACK}     {frame / RATE:.1f} s     return {returns[frame - 1]:.1f}"
+            film.append(pictures.tiles(views, labels, 4, title))
+        return film
+
+    def expectations(self) -> list[Path]:
+        """Draw what M expects next, beside what came: as pictures, and as numbers. Returns the files made."""
+        from models import pictures
+
+        prediction = self.rnn(self.z[None], self.action[None])
+        logits, mu, log_sigma = (part.numpy()[0] for part in prediction[:3])
+        weight = np.exp(logits - logits.max(-1, keepdims=True))
+        weight /= weight.sum(-1, keepdims=True)
+        mean = (weight * mu).sum(-1)
+        variance = (weight * (np.exp(2 * log_sigma) + mu**2)).sum(-1) - mean**2
+
+        paths = [named("expects.png"), named("foretold.png")]
+        now = np.linspace(min(AWAKE, len(self.z) // 4), len(self.z) - 1 - AHEAD, 9).astype(int)
+        rows = {
+            "now": self.frames[now],
+            "V's picture of now": decode(self.vae, self.z[now]),
+            "M expects next": decode(self.vae, mean[now]),
+            "next": self.frames[now + 1],
+            f"M, after {AHEAD} frames alone": decode(self.vae, self.left_alone(now, AHEAD)[-1]),
+            f"{AHEAD} frames later": self.frames[now + AHEAD],
+        }
+        pictures.frame_rows(
+            paths[0], f"What M expects on track {TRACK}, and what came", rows, [f"{t / RATE:.1f} s" for t in now]
+        )
+
+        with pictures.figure(paths[1], "What M expects, and what came", (12, 4.5), panels=2) as (left, right):
+            second = np.ones(RATE) / RATE  # tiles come a few a second: only their average can be foretold
+            reward = prediction.reward.numpy()[0]
+            time = (np.arange(len(reward) - RATE + 1) + RATE / 2) / RATE
+            for who, each, colour in (("came", self.reward, "grey"), ("M expected", reward, "C0")):
+                smooth = np.convolve(each, second, "valid")
+                left.plot(time, smooth, color=colour, label=f"{who}: {each.sum():.1f} in all")
+            left.set(xlabel="seconds", ylabel="reward a frame, averaged over a second")
+            left.legend()
+            spread, error, moved = (
+                np.sqrt(np.mean(square, 0))
+                for square in (variance[:-1], (self.z[1:] - mean[:-1]) ** 2, np.diff(self.z, axis=0) ** 2)
+            )
+            order, place = np.argsort(-self.z.std(0)), np.arange(1, 33)
+            right.plot(place, self.z.std(0)[order], "_", color="grey", markersize=9, label="the latent's own spread")
+            right.plot(place, moved[order], "x", color="grey", label="how far it moves in a frame")
+            right.plot(place, error[order], "o", label="how far M was off")
+            right.plot(place, spread[order], "_", color="black", markersize=9, label="how far off M expected to be")
+            right.set(xlabel="latent, the liveliest first", ylabel="root mean square", ylim=(0, None))
+            right.legend()
+        return paths
+
+
+def dreams(vae, rnn, starts: dict, parameters: np.ndarray, who: str) -> list[np.ndarray]:
+    """The pictures of dreams.gif: what a controller sees while it drives in M's head."""
+    from models import pictures
+    from models.worlds import DreamWorld
+
+    seen = [[] for _ in range(DREAMS)]
+    world = DreamWorld(rnn, starts, DREAMS, TEMPERATURE, DREAM_FRAMES)
+    tracks = np.arange(TRACK, TRACK + DREAMS)
+    returns, lengths = world.drive(np.tile(parameters, (DREAMS, 1)), tracks, lambda now: seen[now.pair].append(now))
+    print(f"{DREAMS} dreams of the {who}: an expected reward of {returns.mean():.1f} ± {returns.std():.1f}")
+    views = [decode(vae, np.array([now.z for now in dream[::EVERY]], np.float32)) for dream in seen]
+    totals = [np.cumsum([now.reward for now in dream]) for dream in seen]
+    film = []
+    for frame in range(0, lengths.max(), EVERY):
+        labels = [
+            f"expected reward {total[min(frame, len(total) - 1)]:.1f}" + ("\nwoken: the end" if frame >= n else "\n")
+            for total, n in zip(totals, lengths)
+        ]
+        now = [view[min(frame // EVERY, len(view) - 1)] for view in views]
+        title = f"{DREAMS} dreams of the {who.replace('_', ' ')}     {frame / RATE:.1f} s     temperature {TEMPERATURE}"
+        film.append(pictures.tiles(now, labels, 4, title))
+    return film
+
+
+def curves(folder: Path) -> None:
+    """Draw the training curves that are there: V and M by epoch, C and the dreamer by generation."""
+    from models import pictures
+
+    # The shipped weights' histories are with them or the README's pictures; one's own are where training left them.
+    places = (folder, Path(DATA)) if folder == Path(MODELS) else (folder, Path(__file__).parent / "data" / "readme")
+    names = ("vae.checkpoint.npz", "rnn.checkpoint.npz", "controller.npz", "dream_controller.npz")
+    found = {name: place / name for name in names for place in places if (place / name).exists()}
+    missing = [name for name in names if name not in found]
+    if missing:
+        print(f"not in curves.png, for want of their histories: {', '.join(missing)}")
+    if not found:
+        return
+    path = Path(DATA, "curves.png")
+    with pictures.figure(path, "Training", (5 * len(found), 4), panels=len(found)) as panels:
+        for name, axes in zip(found, np.atleast_1d(panels)):
+            arrays = settings.load_npz(found[name], f"the script that made it, or delete it; {Path(__file__).name}")
+            if name in names[:2]:
+                history = json.loads(str(arrays["history"]))
+                what = {"vae": ("loss", "V: squared error + KL"), "rnn": ("nats", "M: nats an active latent")}[name[:3]]
+                axes.plot([entry["epoch"] for entry in history], [entry[what[0]] for entry in history], marker=".")
+                axes.set(xlabel="epoch", ylabel=f"{what[1]}, held out")
+                continue
+            fitness, at = arrays["fitness"], arrays["eval_generation"]
+            label = "candidates, in the dream" if "dream" in name else "candidates"
+            axes.plot(np.arange(1, len(fitness) + 1), fitness.mean(1), alpha=0.4, label=label)
+            for world, where in (("dream", "in the dream"), ("real", "on the real selection tracks")):
+                if len(at) and f"eval_{world}" in arrays:
+                    scores = arrays[f"eval_{world}"]
+                    axes.errorbar(at, scores.mean(1), scores.std(1), marker=".", capsize=2, label=f"mean, {where}")
+            axes.set(xlabel="generation", ylabel="the dreamer's return" if "dream" in name else "C's return")
+            axes.legend()
+    announce(path)
+
+
+def prepare(folder: Path, cars: int, frames: int):
+    """What a worker drives in for the score."""
+    from models import worlds
+
+    return worlds.RealWorld(*worlds.load_models(folder), cars, "gym", frames)
+
+
+def drive_some(world, item: tuple) -> tuple:
+    """Drive some tracks: who drives, which of his tracks, the returns."""
+    who, places, parameters, tracks = item
+    return who, places, world.drive(parameters, tracks)[0]
+
+
+def score(folder: Path, parameters: np.ndarray) -> None:
+    """Drive the first EPISODES of the reported tracks on gym's own renderer; the last line is the score."""
+    from models import pictures
+
+    tracks = np.array(settings.REPORT_TRACKS[:EPISODES])
+    some = min(EPISODES, YARDSTICKS)
+    drivers = {
+        "agent": np.tile(parameters, (EPISODES, 1)),
+        "zero": np.zeros((some, len(parameters))),
+        "random": np.random.default_rng(0).normal(0, 0.1, (some, len(parameters))),  # another one for each track
+    }
+    items = []
+    for who, rows in drivers.items():
+        each = min(CARS, -(-len(rows) // WORKERS))
+        for start in range(0, len(rows), each):
+            places = np.arange(start, min(start + each, len(rows)))
+            items.append((who, places, rows[places], tracks[places]))
+    returns = {who: np.full(len(rows), np.nan) for who, rows in drivers.items()}
+    progress = settings.Progress(sum(map(len, drivers.values())), "drives")
+    print(f"{progress.total} drives on gym's own renderer, with {WORKERS} workers", flush=True)
+    done = 0
+    with Workers(min(WORKERS, len(items)), prepare, folder, CARS, FRAMES) as workers:
+        for who, places, result in workers.each(drive_some, items):
+            returns[who][places] = result
+            done += len(places)
+            progress.update(done)
+    settings.save_npz(named("score.npz"), tracks=tracks, controller=np.array(CONTROLLER), **returns)
+
+    agent = returns["agent"]
+    worst = np.argsort(agent)[:5]
+    with pictures.figure(named("score.png"), f"{EPISODES} tracks, gym's own renderer", (10, 4.5)) as axes:
+        order = np.argsort(agent)
+        axes.bar(np.arange(1, EPISODES + 1), agent[order], label=f"agent: {agent.mean():.1f} ± {agent.std():.1f}")
+        for rank, place in enumerate(worst, 1):
+            axes.annotate(f"track {tracks[place]}", (rank, max(agent[place], 0)), rotation=90, ha="center", va="bottom")
+        for who, style in (("zero", ":"), ("random", "--")):
+            mean = returns[who].mean()
+            axes.axhline(mean, color="black", linestyle=style, label=f"{who}: {mean:.1f} over {some} tracks")
+        axes.set(xlabel="tracks, the worst first", ylabel="return")
+        axes.legend(loc="lower right")
+    announce(named("score.npz"), named("score.png"))
+
+    print(f"{'':20} {'tracks':>6} {'mean ± std':>16} {'least':>8} {'most':>8}")
+    names = {"agent": CONTROLLER.replace("_", " "), "zero": "zero controller", "random": "random controllers"}
+    for who, these in returns.items():
+        spread = f"{these.mean():.1f} ± {these.std():.1f}"
+        print(f"{names[who]:20} {len(these):6} {spread:>16} {these.min():8.1f} {these.max():8.1f}")
+    print("worst: " + ", ".join(f"track {tracks[place]} ({agent[place]:.1f})" for place in worst))
+    short = "" if FRAMES == 1000 else f", {FRAMES} frames of each"
+    print(
+        f"score over {EPISODES} tracks: {agent.mean():.1f} ± {agent.std():.1f} "
+        f"(gym renderer, tracks {tracks[0]}–{tracks[-1]}{short})"
+    )
+
+
+if __name__ == "__main__":
+    settings.run(
+        main,
+        globals(),
+        zero=("EPISODES", "TRACK"),
+        choices={"CONTROLLER": ("controller", "dream_controller"), "SHOW": (False, True)},
+    )

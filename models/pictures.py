@@ -1,0 +1,167 @@
+"""How every figure looks: PNG files and GIFs, drawn without a screen, and a window where there is one."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from models.settings import Refused, quiet, whole
+
+plt.rcParams.update(
+    {
+        "figure.dpi": 110,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.3,
+        "legend.edgecolor": "none",
+    }
+)
+
+
+@contextmanager
+def figure(path: Path | str, title: str, size: tuple[float, float] = (8, 4.5), panels: int = 1) -> Iterator:
+    """A figure with `panels` axes side by side: yields them (one alone by itself), then writes the PNG whole."""
+    drawing, axes = plt.subplots(1, panels, figsize=size, layout="constrained")
+    try:
+        drawing.suptitle(title)
+        yield axes
+        with whole(path) as temporary:
+            drawing.savefig(temporary)
+    finally:
+        plt.close(drawing)
+
+
+def frame_rows(path: Path | str, title: str, rows: dict[str, np.ndarray], columns: Sequence[str] = ()) -> None:
+    """Rows of frames, uint8 (n, 64, 64, 3) each, below each other, named at the left; `columns` names them above."""
+    count = max(len(frames) for frames in rows.values())
+    size = (1.1 * count + 1.4, 1.12 * len(rows) + 0.6)
+    drawing, grid = plt.subplots(len(rows), count, figsize=size, layout="constrained", squeeze=False)
+    try:
+        drawing.suptitle(title)
+        for axes, (name, frames) in zip(grid, rows.items()):
+            for place, ax in enumerate(axes):
+                ax.set(xticks=[], yticks=[])
+                ax.spines[:].set_visible(False)
+                if place < len(frames):
+                    ax.imshow(frames[place])
+            axes[0].set_ylabel(name, rotation=0, ha="right", va="center")
+        for ax, name in zip(grid[0], columns):
+            ax.set_title(name, fontsize=9)
+        with whole(path) as temporary:
+            drawing.savefig(temporary)
+    finally:
+        plt.close(drawing)
+
+
+# Moving pictures: arrays of uint8 (height, width, 3), put together by hand, since matplotlib needs 50 ms for each.
+
+TILE = 192  # pixels, three for each of a frame
+LINE = 17  # height of a line of text
+COLOURS = 96  # of a GIF's palette
+
+
+def tiles(pictures: Sequence[np.ndarray], labels: Sequence[str], columns: int, title: str = "") -> np.ndarray:
+    """Pictures in rows of `columns`, each TILE high with its label (lines of text) below, as one picture."""
+    shown = [Image.fromarray(picture) for picture in pictures]
+    shown = [each.resize((round(TILE * each.width / each.height), TILE), Image.Resampling.NEAREST) for each in shown]
+    gap, top = 6, LINE + 6 if title else 6
+    text = LINE * max(label.count("\n") + 1 for label in labels) + 4
+    rows = [range(start, min(start + columns, len(shown))) for start in range(0, len(shown), columns)]
+    width = max(sum(shown[i].width + gap for i in row) for row in rows) + gap
+    sheet = Image.new("RGB", (width + width % 2, (top + len(rows) * (TILE + text) + 3) // 2 * 2), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((gap, 3), title, "black", _font())
+    for number, row in enumerate(rows):
+        x, y = gap, top + number * (TILE + text)
+        for i in row:
+            sheet.paste(shown[i], (x, y))
+            draw.multiline_text((x, y + TILE + 1), labels[i], "black", _font(), spacing=2)
+            x += shown[i].width + gap
+    return np.array(sheet)
+
+
+@lru_cache(maxsize=1)
+def _font() -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")), 13)  # its own font
+
+
+def moving(path: Path, pictures: Sequence[np.ndarray], rate: float) -> list[Path]:
+    """Write `pictures` (all of one size, `rate` a second) as a GIF, and as an MP4 beside it where ffmpeg is on PATH.
+
+    Returns the files made. An MP4 that ffmpeg fails to make is said so in one line.
+    """
+    # One palette for all: colours don't flicker, and what stands still costs nothing.
+    some = np.concatenate(pictures[:: len(pictures) // 12 + 1])
+    palette = Image.fromarray(some).quantize(COLOURS, Image.Quantize.MEDIANCUT)
+    frames = [Image.fromarray(each).quantize(palette=palette, dither=Image.Dither.NONE) for each in pictures]
+    with whole(path) as temporary:
+        frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=round(1000 / rate), loop=0)
+    ffmpeg = shutil.which("ffmpeg")
+    if not ffmpeg:
+        return [path]
+    height, width, _ = pictures[0].shape
+    film = path.with_suffix(".mp4")
+    command = [ffmpeg, "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"]
+    command += ["-r", str(rate), "-i", "-", "-pix_fmt", "yuv420p", "-movflags", "faststart"]
+    try:
+        with whole(film) as temporary:
+            raw = b"".join(each.tobytes() for each in pictures)
+            subprocess.run([*command, str(temporary)], input=raw, capture_output=True, check=True)
+    except (subprocess.CalledProcessError, FileNotFoundError) as error:
+        told = getattr(error, "stderr", b"").decode(errors="replace").strip().splitlines()
+        print(f"{film} was not made: ffmpeg says {told[-1] if told else error}")
+        return [path]
+    return [path, film]
+
+
+class Window:
+    """A window on the screen that shows pictures as they come, at `rate` a second at most.
+
+    Make it before anything of the game is imported: that turns the screen off for the rest of the process.
+    Raises `Refused` where there is no screen.
+    """
+
+    def __init__(self, title: str, rate: float) -> None:
+        import pygame
+
+        self.pygame, self.rate, self.surface, self.closed = pygame, rate, None, False
+        wanted = os.environ.get("SDL_VIDEODRIVER")
+        try:
+            with quiet():
+                pygame.display.init()
+            driver = pygame.display.get_driver()
+            if driver != wanted and driver in ("offscreen", "dummy"):  # what SDL takes when it finds no screen
+                raise pygame.error("no display")
+        except pygame.error as error:
+            raise Refused(f"there is no screen for a window here ({error})") from None
+        pygame.display.set_caption(title)
+        self.clock = pygame.time.Clock()
+
+    def show(self, picture: np.ndarray) -> None:
+        """Show a picture, uint8 (height, width, 3), and wait for its time to pass. Nothing once it was closed."""
+        if self.closed:
+            return
+        pygame = self.pygame
+        if self.surface is None:
+            self.surface = pygame.display.set_mode(picture.shape[1::-1])
+        pygame.surfarray.blit_array(self.surface, picture.swapaxes(0, 1))
+        pygame.display.flip()
+        self.clock.tick(self.rate)
+        if any(event.type == pygame.QUIT for event in pygame.event.get()):
+            self.close()
+
+    def close(self) -> None:
+        """Close the window."""
+        self.closed = True
+        self.pygame.display.quit()

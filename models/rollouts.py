@@ -1,0 +1,110 @@
+"""Rollouts on disk, as 01 writes them and 02 and 03 read them.
+
+One `rollout-<track seed>.npz` each; for T frames driven
+
+    obs     uint8   (T+1, 64, 64, 3)   obs[t] is what was seen before action[t], obs[T] what was seen last
+    action  float32 (T, 3)             steering −1 to 1, gas 0 to 1, brake 0 to 1
+    reward  float32 (T,)               follows action[t]
+    done    bool    (T,)               left the field or finished the lap after action[t]; never the frame limit
+"""
+
+import sys
+import zlib
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from models.settings import Refused, load_npz
+
+MADE_BY = "01_generate_data.py"
+SHAPES = {"obs": (64, 64, 3), "action": (3,), "reward": (), "done": ()}  # of one frame
+TYPES = {"obs": np.uint8, "action": np.float32, "reward": np.float32, "done": np.bool_}
+HELD_OUT_SHARE = 20  # about one rollout in so many is never trained on
+
+
+def find(folder: Path | str) -> list[Path]:
+    """The rollouts in `folder`, in order of their names. Raises `Refused` where there are fewer than two."""
+    paths = sorted(Path(folder).glob("rollout-*.npz"))
+    if len(paths) < 2:  # one to learn from, one held out
+        raise Refused(f"{folder} holds {len(paths)} rollouts, at least 2 are needed: run {MADE_BY} first")
+    return paths
+
+
+def held_out(names: Iterable[str]) -> set[str]:
+    """Those of the rollouts that are never trained on, at least one.
+
+    It depends on a rollout's name alone, so that V and M leave out the same ones, and further rollouts change nothing.
+    """
+    hashes = {name: zlib.crc32(name.encode()) for name in names}
+    return {name for name in hashes if hashes[name] % HELD_OUT_SHARE == 0} or {min(hashes, key=hashes.get)}
+
+
+def summary(paths: Iterable[Path]) -> str:
+    """A text that changes when a rollout is added, taken away or written anew with another size."""
+    paths = list(paths)
+    digits = zlib.crc32("\n".join(f"{path.name} {path.stat().st_size}" for path in paths).encode())
+    return f"{len(paths)} rollouts ({digits:08x})"
+
+
+def check(arrays: dict[str, np.ndarray]) -> None:
+    """Raises `Refused` saying what is wrong, where `arrays` are no rollout."""
+    for name, shape in SHAPES.items():
+        if name not in arrays:
+            raise Refused(f"it has no {name}")
+        array = arrays[name]
+        if array.dtype != TYPES[name] or array.shape[1:] != shape or array.ndim != len(shape) + 1:
+            raise Refused(f"its {name} is {array.dtype} {array.shape}, not {np.dtype(TYPES[name])} (frames, *{shape})")
+        if name != "obs" and len(array) != len(arrays["obs"]) - 1:
+            raise Refused(f"it has {len(array)} {name}s for {len(arrays['obs'])} observations")
+        if not np.isfinite(array).all():
+            raise Refused(f"its {name} is not finite everywhere")
+    if len(arrays["action"]) == 0:
+        raise Refused("it has no frames")
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """One rollout, checked. Raises `Refused` where it is missing, damaged or none."""
+    arrays = load_npz(path, MADE_BY)
+    try:
+        check(arrays)
+    except Refused as error:
+        raise Refused(f"{path} is no rollout: {error}. Delete it and run {MADE_BY}") from None
+    return arrays
+
+
+def read_all(paths: Iterable[Path], skipped: set[Path]) -> Iterator[tuple[Path, dict[str, np.ndarray]]]:
+    """Rollout after rollout, read ahead by a thread.
+
+    A damaged one is left out: it is named on stderr when it is met first, and put into `skipped`.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        ahead = deque()
+        for path in paths:
+            ahead.append((path, thread.submit(read, path)))
+            if len(ahead) > 3:
+                yield from _readable(*ahead.popleft(), skipped)
+        while ahead:
+            yield from _readable(*ahead.popleft(), skipped)
+
+
+def _readable(path, reading, skipped):
+    try:
+        yield path, reading.result()
+    except Refused as error:
+        if path not in skipped:
+            print(f"left out: {error}", file=sys.stderr, flush=True)
+            skipped.add(path)
+
+
+def length(path: Path) -> int:
+    """How many observations (T+1) a rollout says it has: from the header, without unpacking it. 0 when unreadable."""
+    try:
+        with np.load(path, allow_pickle=False) as file, file.zip.open("obs.npy") as member:
+            version = np.lib.format.read_magic(member)
+            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            return header(member)[0][0]
+    except Exception:  # `read` says what is wrong with it
+        return 0

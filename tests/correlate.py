@@ -1,0 +1,72 @@
+"""Does the dream rank controllers as the real track does? `python -m tests.correlate [NAME=value …]`
+
+Takes 50 controllers out of a history of 05, spread evenly over their real returns, drives each of them on 16 real
+tracks and in 16 dreams, and prints Spearman's rank correlation of the two returns, overall and within the better
+half. Draws data/correlation.png.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from models import settings
+
+CONTROLLERS = 50
+TRACKS = 16  # real ones, and as many dreams
+FRAMES = 400  # of a dream
+TEMPERATURE = 1.0
+WORKERS = os.cpu_count()
+MODELS = "models"
+DATA = "data"
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """The rank of each value, ties sharing their mean rank."""
+    below = (values[:, None] > values).sum(1)
+    return below + (values[:, None] == values).sum(1) / 2
+
+
+def spearman(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's rank correlation: Pearson's, of the ranks."""
+    return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
+
+
+def main() -> None:
+    """Choose, drive, compare."""
+    import json
+
+    from models import controller, evolution, pictures, worlds
+    from models.workers import Workers
+
+    history = settings.load_npz(Path(DATA) / "controller.npz", "05_train_controller.py")
+    constants = json.loads(str(history["constants"]))
+    size = controller.PARAMETERS if constants["FEATURES"] == "zh" else controller.Z_PARAMETERS
+    search = evolution.Search(
+        size, constants["POPULATION"], constants["SIGMA"], constants["SEED"], constants["DIAGONAL"]
+    )
+    candidates = []
+    for fitness in history["fitness"]:
+        candidates.append(search.ask())
+        search.tell(fitness)
+    candidates, returns = np.concatenate(candidates), np.concatenate(history["fitness"])
+    wanted = np.linspace(returns.min(), returns.max(), CONTROLLERS)
+    chosen = sorted({int(np.argmin(abs(returns - value))) for value in wanted})
+    parameters = candidates[chosen] if size == controller.PARAMETERS else controller.from_z(candidates[chosen])
+    tracks = np.array(settings.SELECTION_TRACKS[-TRACKS:])
+    prepare = (worlds.prepare_dream, MODELS, 256, TEMPERATURE, FRAMES, 32, 100)
+    with Workers(WORKERS, *prepare) as workers:
+        dream = evolution.drive_all(workers, "dream", parameters, tracks)[0].mean(1)
+        real = evolution.drive_all(workers, "real", parameters, tracks)[0].mean(1)
+    better = real >= np.median(real)
+    text = (
+        f"Spearman {spearman(dream, real):.2f} over all, {spearman(dream[better], real[better]):.2f} in the better half"
+    )
+    print(f"{len(chosen)} controllers, {TRACKS} tracks and dreams each: {text}")
+    with pictures.figure(Path(DATA) / "correlation.png", text) as axes:
+        axes.scatter(real, dream)
+        axes.set(xlabel=f"return on {TRACKS} real tracks", ylabel=f"return in {TRACKS} dreams of {FRAMES} frames")
+
+
+if __name__ == "__main__":
+    settings.run(main, globals())

@@ -1,0 +1,315 @@
+"""CMA-ES, its history and going on from it: models/evolution.py, on worlds that cost nothing."""
+
+import itertools
+import json
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+
+from models import controller, evolution, settings
+
+ORIGIN = {"vae": "0123", "rnn": "4567"}
+CONSTANTS = {
+    "POPULATION": 8,
+    "TRACKS": 2,
+    "SIGMA": 0.1,
+    "SEED": 3,
+    "DIAGONAL": True,
+    "FEATURES": "zh",
+    "SCRIPT": "05_train_controller.py",
+}
+TARGET = np.random.default_rng(5).normal(0, 0.3, controller.PARAMETERS)
+
+
+picture = evolution._picture
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """They take longer than all the rest; one test draws one."""
+    monkeypatch.setattr(evolution, "_picture", lambda *_: None)
+
+
+class Bowl:
+    """A world whose return is how near a controller is to TARGET, and a little of the track's luck."""
+
+    def __init__(self, sign: float = 1.0) -> None:
+        self.sign, self.driven = sign, []
+
+    def drive(self, parameters, tracks, pairs):
+        returns, lengths = np.full(len(tracks), np.nan), np.zeros(len(tracks), np.int64)
+        for pair in pairs:
+            luck = np.random.default_rng(tracks[pair]).normal(0, 0.01)
+            returns[pair] = luck - self.sign * ((parameters[pair] - TARGET) ** 2).sum()
+            lengths[pair] = 10
+            self.driven.append(int(tracks[pair]))
+        return returns, lengths
+
+
+class TwoAtOnce:
+    """Stands for `Workers`: two of them, in this process, that take the pairs in turn."""
+
+    def __init__(self, *worlds, fail_at: int = -1) -> None:
+        self.worlds, self.shares, self.fail_at = dict(zip(("real", "other"), worlds)), 0, fail_at
+
+    def share(self, task, *arguments):
+        self.shares += 1
+        if self.shares == self.fail_at:
+            raise KeyboardInterrupt
+        name, parameters, tracks = arguments
+        halves = (itertools.chain(range(first, len(tracks), 2), [10**9]) for first in (0, 1))
+        return [task(self.worlds, numbers, name, parameters, tracks) for numbers in halves]
+
+
+def evolve(folder, workers=None, worlds=("real",), generations=6, constants=None, origin=ORIGIN, **options):
+    workers = workers or TwoAtOnce(Bowl(), Bowl(-1))
+    history, best = folder / "controller.npz", folder / "controller.weights.h5"
+    options = {"eval_every": 2, "eval_tracks": 5} | options
+    constants = CONSTANTS | (constants or {})
+    evolution.evolve(workers, worlds, constants, origin, generations=generations, history=history, best=best, **options)
+    with h5py.File(best) as file:
+        return settings.load_npz(history, ""), file["controller"][()], {name: file.attrs[name] for name in origin}
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_the_search_finds_an_optimum(diagonal):
+    target = np.linspace(-1, 1, 20)
+    search = evolution.Search(20, 12, 0.5, seed=1, diagonal=diagonal)
+    for _ in range(250):
+        search.tell(-((search.ask() - target) ** 2).sum(1))
+    np.testing.assert_allclose(search.mean, target, atol=0.01)
+    assert search.sigma < 0.1
+
+
+def test_the_search_starts_at_zero_with_sigma():
+    search = evolution.Search(867, 400, 0.1, seed=1, diagonal=False)
+    candidates = search.ask()
+    assert candidates.shape == (400, 867)
+    np.testing.assert_array_equal(search.mean, 0)
+    assert abs(candidates.mean()) < 1e-3
+    assert candidates.std() == pytest.approx(0.1, rel=0.01)
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_the_same_seed_and_fitnesses_replay_the_search_to_the_last_bit(diagonal):
+    random = np.random.default_rng(0)
+    searches = [evolution.Search(40, 8, 0.1, seed=4, diagonal=diagonal) for _ in range(2)]
+    told = []
+    for _ in range(30):
+        np.random.seed(None)  # noqa: NPY002  whatever others do with NumPy's global generator
+        searches[0].ask()
+        told.append(random.normal(size=8))
+        searches[0].tell(told[-1])
+    for fitness in told:
+        searches[1].ask()
+        searches[1].tell(fitness)
+    assert searches[0].mean.tobytes() == searches[1].mean.tobytes()
+    assert searches[0].sigma == searches[1].sigma
+    assert searches[0].ask().tobytes() == searches[1].ask().tobytes()
+    other = evolution.Search(40, 8, 0.1, seed=5, diagonal=diagonal)
+    assert other.ask().tobytes() != evolution.Search(40, 8, 0.1, seed=4, diagonal=diagonal).ask().tobytes()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_number_gone_bad_is_never_told(bad):
+    search = evolution.Search(5, 8, 0.1, seed=1, diagonal=False)
+    search.ask()
+    with pytest.raises(ValueError, match="not finite"):
+        search.tell(np.array([1.0, bad, *range(6)]))
+    search.tell(np.arange(8.0))  # nothing had been told
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_return_that_is_no_number_ends_the_run_and_keeps_what_there_was(tmp_path, bad):
+    evolve(tmp_path, generations=2)
+    before = (tmp_path / "controller.npz").read_bytes(), (tmp_path / "controller.weights.h5").read_bytes()
+
+    class Bad(Bowl):
+        def drive(self, parameters, tracks, pairs):
+            returns, lengths = super().drive(parameters, tracks, pairs)
+            returns[3] = bad
+            return returns, lengths
+
+    with pytest.raises(settings.Refused, match="have no return that is a number"):
+        evolve(tmp_path, TwoAtOnce(Bad()))
+    assert before == ((tmp_path / "controller.npz").read_bytes(), (tmp_path / "controller.weights.h5").read_bytes())
+
+
+def test_a_missing_return_is_never_a_score():
+    class Lazy(Bowl):
+        def drive(self, parameters, tracks, pairs):
+            return super().drive(parameters, tracks, (pair for pair in pairs if pair != 5))
+
+    with pytest.raises(settings.Refused, match="1 drives have no return"):
+        evolution.drive_all(TwoAtOnce(Lazy()), "real", np.zeros((4, 867)), np.arange(3))
+
+
+def test_drive_all_puts_every_return_in_its_place():
+    parameters = np.random.default_rng(1).normal(size=(3, 867))
+    returns, frames = evolution.drive_all(TwoAtOnce(Bowl()), "real", parameters, np.array([7, 8]))
+    luck = [np.random.default_rng(seed).normal(0, 0.01) for seed in (7, 8)]
+    np.testing.assert_allclose(returns, luck - ((parameters - TARGET) ** 2).sum(1)[:, None])
+    assert frames == 60
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workers = TwoAtOnce(Bowl(), Bowl(-1))
+    return (*evolve(tmp_path_factory.mktemp("whole"), workers, ("real", "other")), workers)
+
+
+def test_evolution_climbs_and_keeps_the_best(uninterrupted):
+    record, best, origin, workers = uninterrupted
+    assert record["fitness"].shape == (6, 8)
+    assert record["fitness"][-1].mean() > record["fitness"][0].mean()
+    assert record["eval_generation"].tolist() == [2, 4, 6]
+    assert record["eval_real"].shape == record["eval_other"].shape == (3, 5)
+    assert record["frames"].tolist() == [160] * 6
+    assert origin == ORIGIN
+    # The mean that scored best in the first world is what was kept, whatever the second world says of it.
+    assert -((best - TARGET) ** 2).sum() == pytest.approx(record["eval_real"].mean(1).max(), abs=0.02)
+    tracks = set(workers.worlds["real"].driven)
+    evolved = {seed for seed in tracks if seed in settings.EVOLUTION_TRACKS}
+    assert len(evolved) == 6 * 2  # new ones each generation, the same for all candidates
+    assert tracks - evolved == set(settings.SELECTION_TRACKS[:5])
+    assert set(workers.worlds["other"].driven) == set(settings.SELECTION_TRACKS[:5])  # watched only
+
+
+@pytest.mark.parametrize("share", range(1, 13))
+def test_stopped_anywhere_it_ends_as_if_it_never_was(tmp_path, uninterrupted, share):
+    """12 times the population or the mean are driven: stopped at each of them."""
+    with pytest.raises(KeyboardInterrupt):
+        evolve(tmp_path, TwoAtOnce(Bowl(), Bowl(-1), fail_at=share), ("real", "other"))
+    assert not list(tmp_path.glob(".tmp-*"))
+    record, best, _ = evolve(tmp_path, worlds=("real", "other"))
+    for name, array in uninterrupted[0].items():
+        if name != "seconds":
+            np.testing.assert_array_equal(record[name], array, err_msg=name)
+    np.testing.assert_array_equal(best, uninterrupted[1])
+
+
+def test_more_generations_go_on_with_the_same_search(tmp_path, uninterrupted):
+    evolve(tmp_path, generations=3)
+    record, best, _ = evolve(tmp_path)
+    np.testing.assert_array_equal(record["fitness"], uninterrupted[0]["fitness"])
+    assert record["eval_generation"].tolist() == [2, 3, 4, 6]
+    np.testing.assert_array_equal(best, uninterrupted[1])
+
+
+def test_a_finished_run_drives_nothing_more(tmp_path, capsys):
+    evolve(tmp_path)
+    workers = TwoAtOnce(Bowl())
+    evolve(tmp_path, workers, generations=4)
+    assert workers.shares == 0
+    assert "6 generations are done: GENERATIONS=12 goes on" in capsys.readouterr().out
+
+
+def test_fewer_generations_than_are_done_and_nothing_scored_yet(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        evolve(tmp_path, TwoAtOnce(Bowl(), fail_at=4), eval_every=5)
+    evolution.evolve(
+        TwoAtOnce(Bowl()),
+        ("real",),
+        CONSTANTS,
+        ORIGIN,
+        generations=2,
+        eval_every=5,
+        eval_tracks=5,
+        history=tmp_path / "controller.npz",
+        best=tmp_path / "controller.weights.h5",
+    )
+
+
+def test_a_lost_best_controller_is_made_again(tmp_path):
+    _, before, _ = evolve(tmp_path)
+    (tmp_path / "controller.weights.h5").unlink()
+    _, after, origin = evolve(tmp_path)
+    np.testing.assert_array_equal(before, after)
+    assert origin == ORIGIN
+
+
+def test_the_picture(tmp_path, uninterrupted):
+    record = {name: list(array) for name, array in uninterrupted[0].items() if name != "constants"}
+    picture(tmp_path / "curve.png", record, ("real", "other"))
+    assert cv2.imread(str(tmp_path / "curve.png")).shape == (540, 960, 3)
+
+
+def test_z_alone(tmp_path):
+    _, best, _ = evolve(tmp_path, constants={"FEATURES": "z"})
+    assert best.shape == (867,)
+    assert np.count_nonzero(best) == 99
+    assert not best[99:].any()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"constants": {"SIGMA": 0.2}}, r"other constants \(SIGMA was 0.1, is 0.2\)"),
+        ({"constants": {"POPULATION": 9, "SEED": 4}}, "POPULATION was 8, is 9, SEED was 3, is 4"),
+        ({"constants": {"DIAGONAL": False}}, "DIAGONAL was True, is False"),
+        ({"constants": {"SCRIPT": "07_dream_train.py"}}, "SCRIPT was 05_train_controller.py"),
+        ({"origin": {"vae": "89ab", "rnn": "4567"}}, "vae was 0123, is 89ab"),
+        ({"eval_tracks": 6}, "EVAL_TRACKS was 5, is 6"),
+        ({"eval_every": 3}, "EVAL_EVERY was 2, is 3"),
+    ],
+)
+def test_a_history_of_other_constants_is_refused(tmp_path, change, told):
+    evolve(tmp_path, generations=2)
+    before = (tmp_path / "controller.npz").read_bytes()
+    with pytest.raises(settings.Refused, match=told):
+        evolve(tmp_path, **change)
+    assert (tmp_path / "controller.npz").read_bytes() == before
+
+
+def damage(tmp_path, **arrays):
+    """A history in which some arrays are others; None takes one away."""
+    evolve(tmp_path, generations=2)
+    path = tmp_path / "controller.npz"
+    found = settings.load_npz(path, "") | arrays
+    settings.save_npz(path, **{name: array for name, array in found.items() if array is not None})
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"fitness": None},
+        {"sigma": None},
+        {"constants": None},
+        {"constants": np.array("no json")},
+        {"constants": np.array("[1, 2]")},
+        {"constants": np.array(json.dumps("text"))},
+        {"fitness": np.array(1.0)},
+        {"fitness": np.zeros((2, 7))},
+        {"fitness": np.zeros((0, 8))},
+        {"fitness": np.full((2, 8), np.nan)},
+        {"fitness": np.full((2, 8), "a")},
+        {"sigma": np.zeros(1)},
+        {"frames": np.zeros(3)},
+        {"eval_real": np.zeros((1, 4))},
+        {"eval_real": np.full((1, 5), np.inf)},
+        {"eval_generation": np.array([2, 4])},
+    ],
+)
+def test_a_damaged_history_is_refused(tmp_path, arrays):
+    damage(tmp_path, **arrays)
+    with pytest.raises(settings.Refused, match=r"delete it and run 05_train_controller\.py") as line:
+        evolve(tmp_path)
+    assert "controller.npz" in str(line.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"POPULATION": 3}, "POPULATION must be at least 4"),
+        ({"EVAL_TRACKS": 101}, "EVAL_TRACKS can be 100 at most"),
+        ({"SEED": 10**6}, "SEED, GENERATIONS or TRACKS is too large"),
+        ({"TRACKS": 10**6}, "SEED, GENERATIONS or TRACKS is too large"),
+    ],
+)
+def test_constants_that_no_search_can_have(change, told):
+    constants = CONSTANTS | {"EVAL_TRACKS": 5, "GENERATIONS": 10}
+    evolution.check(constants)
+    with pytest.raises(settings.Refused, match=told):
+        evolution.check(constants | change)
