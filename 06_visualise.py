@@ -342,7 +342,7 @@ def score(folder: Path, parameters: np.ndarray) -> None:
             mean = returns[who].mean()
             axes.axhline(mean, color="black", linestyle=style, label=f"{who}: {mean:.1f} over {some} tracks")
         axes.set(xlabel="tracks, the worst first", ylabel="return")
-        axes.legend(loc="lower right")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
     announce(named("score.npz"), named("score.png"))
 
     print(f"{'':20} {'tracks':>6} {'mean ± std':>16} {'least':>8} {'most':>8}")

@@ -1,12 +1,12 @@
 # `make` builds .venv, once (.ci/setup.sh), and lists what there is. What needs .venv builds it too.
 
 # The demo: every step small enough that all of it takes a quarter of an hour on 2 cores.
-DEMO_01 := ROLLOUTS=20
-DEMO_02 :=
+DEMO_01 := ROLLOUTS=500
+DEMO_02 := EPOCHS=8 FRAMES_PER_EPOCH=15000 LEARNING_RATE_DECAY=0.8
 DEMO_03 :=
-DEMO_04 :=
-DEMO_05 :=
-DEMO_06 :=
+DEMO_04 := EPOCHS=6 FRAMES_PER_EPOCH=200000 LEARNING_RATE_DECAY=0.7
+DEMO_05 := GENERATIONS=20 EVAL_TRACKS=16
+DEMO_06 := EPISODES=10 YARDSTICKS=10
 # It has folders of its own: trained weights are never written over.
 DEMO := DATA=data/demo MODELS=models/demo
 

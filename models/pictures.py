@@ -69,6 +69,7 @@ def frame_rows(path: Path | str, title: str, rows: dict[str, np.ndarray], column
 TILE = 192  # pixels, three for each of a frame
 LINE = 17  # height of a line of text
 COLOURS = 96  # of a GIF's palette
+FLICKER = 8  # of 255: a GIF leaves a pixel as it was until it changes by more
 
 
 def tiles(pictures: Sequence[np.ndarray], labels: Sequence[str], columns: int, title: str = "") -> np.ndarray:
@@ -101,10 +102,13 @@ def moving(path: Path, pictures: Sequence[np.ndarray], rate: float) -> list[Path
 
     Returns the files made. An MP4 that ffmpeg fails to make is said so in one line.
     """
-    # One palette for all: colours don't flicker, and what stands still costs nothing.
-    some = np.concatenate(pictures[:: len(pictures) // 12 + 1])
-    palette = Image.fromarray(some).quantize(COLOURS, Image.Quantize.MEDIANCUT)
-    frames = [Image.fromarray(each).quantize(palette=palette, dither=Image.Dither.NONE) for each in pictures]
+    palette = _palette(np.stack(pictures[:: len(pictures) // 12 + 1]))
+    frames, shown = [], pictures[0]
+    for picture in pictures:
+        # What hardly changes stays as it is: V's grass flickers a little, and would be most of the file.
+        change = np.abs(picture.astype(np.int16) - shown).max(-1, keepdims=True)
+        shown = np.where(change > FLICKER, picture, shown)
+        frames.append(Image.fromarray(shown).quantize(palette=palette, dither=Image.Dither.NONE))
     with whole(path) as temporary:
         frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=round(1000 / rate), loop=0)
     ffmpeg = shutil.which("ffmpeg")
@@ -123,6 +127,23 @@ def moving(path: Path, pictures: Sequence[np.ndarray], rate: float) -> list[Path
         print(f"{film} was not made: ffmpeg says {told[-1] if told else error}")
         return [path]
     return [path, film]
+
+
+def _palette(pictures: np.ndarray) -> Image.Image:
+    """One palette for all pictures, so that colours don't flicker: the commonest as they are, then what is left.
+
+    There each colour counts by the logarithm of its pixels, so that a red car is worth as much as a field of grass.
+    """
+    codes = pictures.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+    colours, counts = np.unique(codes, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    common, others = np.split(order, [COLOURS // 4])
+    others = np.repeat(others, np.log2(counts[others]).astype(int) + 1) if len(others) else common
+    common, others = (np.stack([colours[part] >> shift & 255 for shift in (16, 8, 0)], -1) for part in (common, others))
+    mixed = Image.fromarray(others[None].astype(np.uint8)).quantize(COLOURS - len(common), Image.Quantize.MEDIANCUT)
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*common.ravel().tolist(), *mixed.getpalette()[: 3 * (COLOURS - len(common))]])
+    return palette
 
 
 class Window:

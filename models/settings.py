@@ -51,9 +51,9 @@ def run(
         with ExitStack() as stack:
             _read_shell(constants, sys.argv[1:])
             _check(constants, zero, choices or {})
-            for name in ("DATA", "MODELS"):
-                if name in constants:
-                    stack.enter_context(_locked(Path(constants[name]), name, script))
+            folders = {Path(constants[name]).resolve(): name for name in ("MODELS", "DATA") if name in constants}
+            for name in sorted(folders.values()):  # one of them where both are the same
+                stack.enter_context(_locked(Path(constants[name]), name, script))
             # A laptop that shuts down sends SIGTERM: save and go, as with Ctrl-C.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             main()

@@ -12,6 +12,9 @@ from typing import Any
 
 from models.settings import Refused
 
+# When this process is stopped or killed, multiprocessing tidies up after it; it needn't tell the user.
+os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
+
 RETRIES = 3  # a worker that the system killed is replaced this often in a row, then the run stops
 
 

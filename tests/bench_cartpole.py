@@ -1,4 +1,4 @@
-"""How long cartpole_dqn.py takes on one core, and how the tutorial's update rule compares: `python -m tests.bench_cartpole`.
+"""cartpole_dqn.py on one core, and the tutorial's update rule beside it: `python -m tests.bench_cartpole`.
 
 `python -m tests.bench_cartpole 10` trains ten seeds instead of three: the README's table.
 """
@@ -15,27 +15,28 @@ import time
 from collections import deque
 from pathlib import Path
 
-import models  # noqa: F401  (before TensorFlow: it keeps its log quiet)
+import numpy as np
 
-import gym  # isort: skip
-import keras  # isort: skip
-import numpy as np  # isort: skip
+from models import settings
+
+with settings.quiet():
+    import gym
+    import keras
 
 ROOT = Path(__file__).parents[1]
 FRESH = range(2_000, 2_100)  # episodes that cartpole_dqn.py itself plays neither to learn, to choose nor to report
 TUTORIAL_REPLAYS = 8  # of 32 single fits each: a few seconds are enough to time it
 
 
+def network() -> keras.Model:
+    """The tutorial's network, written here once more."""
+    layers = [keras.layers.Dense(24, "relu"), keras.layers.Dense(24, "relu"), keras.layers.Dense(2)]
+    return keras.Sequential([keras.Input((4,)), *layers])
+
+
 def greedy(weights: Path) -> list[int]:
     """Scores of the saved agent over the FRESH episodes, on gym's own CartPole-v1."""
-    model = keras.Sequential(
-        [
-            keras.Input((4,)),
-            keras.layers.Dense(24, "relu"),
-            keras.layers.Dense(24, "relu"),
-            keras.layers.Dense(2),
-        ]
-    )
+    model = network()
     model.load_weights(weights)
     w1, b1, w2, b2, w3, b3 = model.get_weights()
     env, scores = gym.make("CartPole-v1", disable_env_checker=True), []
@@ -73,11 +74,10 @@ def whole_process(seed: int) -> dict[str, float]:
 
 
 def tutorial_rate() -> float:
-    """Env steps a second by the tutorial's rule: a replay after each episode, each of 32 with its own predicts and fit."""
+    """Env steps a second by the tutorial's rule: a replay of 32 after each episode, each with its predicts and fit."""
     random.seed(0)
     keras.utils.set_random_seed(0)
-    layers = [keras.layers.Dense(24, "relu"), keras.layers.Dense(24, "relu"), keras.layers.Dense(2)]
-    model = keras.Sequential([keras.Input((4,)), *layers])
+    model = network()
     model.compile(loss="mse", optimizer=keras.optimizers.Adam(0.001))
     env, memory, epsilon = gym.make("CartPole-v1", disable_env_checker=True), deque(maxlen=2_000), 1.0
     steps, replays, start = 0, -1, 0.0  # the first replay compiles: it is not timed
@@ -107,8 +107,18 @@ def tutorial_rate() -> float:
 
 def main(seeds: int = 3) -> None:
     """Print the table; the whole of it runs on one core."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    if cores:
+        os.sched_setaffinity(0, {max(cores)})
+    try:
+        table(seeds)
+    finally:
+        if cores:
+            os.sched_setaffinity(0, cores)
+
+
+def table(seeds: int) -> None:
+    """Train and time `seeds` agents, then the tutorial's rule."""
     print("cartpole_dqn.py, whole process on one core; greedy: 100 episodes that it never played\n")
     print("| seed | episodes | last 100 | env steps | greedy mean | worst | seconds | of processor | env steps/s |")
     print("|---|---|---|---|---|---|---|---|---|")

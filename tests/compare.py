@@ -71,7 +71,7 @@ def draw(results: list[Result], path: Path) -> None:
     worst = max((kept for result in results for kept in result.frames if kept[0] > ZOOM_FRAMES), key=_apart)
     columns = [start[0], start[1], lap[2], *(result.frames[4] for result in results[1:5]), left[-2], left[-1], worst]
     labels = [f"frame {column[0]}" for column in columns]
-    labels[-3:] = ["grass", "off the field", "the worst"]
+    labels[-3:] = ["leaving", "off the field", "the worst"]
     size, gap, side = 128, 6, 100
     sheet = np.full((3 * (size + gap) + 24, side + len(columns) * (size + gap), 3), 255, np.uint8)
     for y, name in enumerate(("gym", "ours", "difference x8")):
@@ -117,10 +117,10 @@ def main() -> None:
     worst = max(max(result.differences[ZOOM_FRAMES + 1 :]) for result in results)
     same, left, laps = (sum(getattr(r, name) for r in results) for name in ("same", "left_field", "lap_finished"))
     draw(results, PICTURE)
-    print(
-        f"{count} tracks, {len(every):,} frames, {left} left the field, {laps} laps finished: rewards and ends the same\n"
-        f"on {same}; mean absolute difference {every.mean():.2f} of 255, worst frame after the zoom {worst:.2f}\n{PICTURE}"
-    )
+    print(f"{count} tracks, {len(every):,} frames, {left} left the field, {laps} laps finished")
+    print(f"rewards, terminations and truncations the same on {same} of {count}")
+    print(f"mean absolute difference {every.mean():.2f} of 255, worst frame after the zoom {worst:.2f}")
+    print(f"some of them: {PICTURE}")
     if not (same == count and left >= 3 and laps >= 3 and every.mean() <= AT_MOST[0] and worst <= AT_MOST[1]):
         sys.exit("NOT what is asked for")
 

@@ -97,6 +97,16 @@ def test_constants_from_the_shell(run, argument, place, value):
     assert (found, type(found)) == (value, type(value))
 
 
+def test_one_folder_for_both(tmp_path, as_script):
+    from types import SimpleNamespace
+
+    called = []
+    script = SimpleNamespace(__file__="99_script.py", DATA=str(tmp_path), MODELS=f"{tmp_path}/../{tmp_path.name}")
+    script.main = lambda: called.append(1)
+    as_script(script)
+    assert called == [1]
+
+
 def test_several_constants_and_none(run):
     assert run() == (3, 0.5, 0, (1.0, 2.0), False, "a", "data")
     assert run("COUNT=4", "KIND=b", "COUNT=5") == (5, 0.5, 0, (1.0, 2.0), False, "b", "data")
