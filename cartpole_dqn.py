@@ -112,8 +112,9 @@ def main() -> None:
             text = f"episode {len(scores):4}  score {scores[-1]:3}  mean of 100 {means[-1]:5.1f}  ε {agent.epsilon:.3f}"
             print(text, end="\r" if len(scores) % 20 else "\n", flush=True)
             solved = len(scores) >= 100 and means[-1] >= SOLVED and all(play(agent, env, i) == 500 for i in range(100))
-    finally:  # after Ctrl-C too
-        weights.save(path, agent.model)
+    finally:  # after Ctrl-C too, but weights that were taken up again are not written over by a dip
+        if solved or not (path.exists() and means and means[-1] < max(means)):
+            weights.save(path, agent.model)
         with pictures.figure(Path(DATA, "cartpole.png"), "CartPole: score by episode, and mean of 100") as axes:
             axes.plot(scores, ".", means, "-")
     print(f"\n{agent.count:,} steps; 100 new episodes: {np.mean([play(agent, env, i) for i in range(1000, 1100)]):.1f}")
