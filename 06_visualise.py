@@ -138,11 +138,15 @@ class Drive:
             np.array([getattr(frame, name) for frame in seen], kind)
             for name, kind in (("frame", np.uint8), ("z", "f4"), ("action", "f4"), ("reward", "f4"))
         )
-        state, states = rnn.initial_state(1), []
-        for frame in range(len(seen)):
+        self.memory = self.remember()
+
+    def remember(self) -> list[np.ndarray]:
+        """M's state before each frame of the drive: h and c, (n, 256) each."""
+        state, states = self.rnn.initial_state(1), []
+        for z, action in zip(self.z, self.action):
             states.append(state)
-            state = rnn.advance(self.z[frame, None], self.action[frame, None], state)
-        self.memory = [np.concatenate(part) for part in zip(*states)]  # M's state before each frame: h, c (n, 256)
+            state = self.rnn.advance(z[None], action[None], state)
+        return [np.concatenate(part) for part in zip(*states)]
 
     def left_alone(self, starts: np.ndarray, frames: int) -> np.ndarray:
         """M's dreams of the drive from each frame of `starts` (n,) on, told nothing but the actions.
@@ -208,26 +212,18 @@ class Drive:
             paths[0], f"What M expects on track {TRACK}, and what came", rows, [f"{t / RATE:.1f} s" for t in now]
         )
 
-        with pictures.figure(paths[1], "What M expects, and what came", (12, 4.5), panels=2) as (left, right):
-            second = np.ones(RATE) / RATE  # tiles come a few a second: only their average can be foretold
-            reward = prediction.reward.numpy()[0]
-            time = (np.arange(len(reward) - RATE + 1) + RATE / 2) / RATE
-            for who, each, colour in (("came", self.reward, "grey"), ("M expected", reward, "C0")):
-                smooth = np.convolve(each, second, "valid")
-                left.plot(time, smooth, color=colour, label=f"{who}: {each.sum():.1f} in all")
-            left.set(xlabel="seconds", ylabel="reward a frame, averaged over a second")
-            left.legend()
-            spread, error, moved = (
-                np.sqrt(np.mean(square, 0))
-                for square in (variance[:-1], (self.z[1:] - mean[:-1]) ** 2, np.diff(self.z, axis=0) ** 2)
-            )
-            order, place = np.argsort(-self.z.std(0)), np.arange(1, 33)
-            right.plot(place, self.z.std(0)[order], "_", color="grey", markersize=9, label="the latent's own spread")
-            right.plot(place, moved[order], "x", color="grey", label="how far it moves in a frame")
-            right.plot(place, error[order], "o", label="how far M was off")
-            right.plot(place, spread[order], "_", color="black", markersize=9, label="how far off M expected to be")
-            right.set(xlabel="latent, the liveliest first", ylabel="root mean square", ylim=(0, None))
-            right.legend()
+        # M learned on z with V's noise in it: what it expects is compared with such a z.
+        batches = [self.frames[start : start + 100] for start in range(0, len(self.frames), 100)]
+        noise = np.exp(np.concatenate([self.vae.encode(batch)[1] for batch in batches]))
+        squares = {
+            "the latent's own spread": self.z.var(0) + noise.mean(0),
+            "how far off M expects to be": variance[:-1].mean(0),
+            "how far off M was": np.mean((self.z[1:] - mean[:-1]) ** 2 + noise[1:], 0),
+            "V's noise: nobody gets below": noise.mean(0),
+        }
+        latents = {name: np.sqrt(square) for name, square in squares.items()}
+        rewards = {"came": self.reward, "M expected": prediction.reward.numpy()[0]}
+        pictures.foretold(paths[1], RATE, rewards, latents, np.argsort(-self.z.std(0)))
         return paths
 
 
@@ -246,7 +242,7 @@ def dreams(vae, rnn, starts: dict, parameters: np.ndarray, who: str) -> list[np.
     film = []
     for frame in range(0, lengths.max(), EVERY):
         labels = [
-            f"expected reward {total[min(frame, len(total) - 1)]:.1f}" + ("\nwoken: the end" if frame >= n else "\n")
+            f"expected reward {total[min(frame, len(total) - 1)]:.1f}" + ("\nended" if frame >= n else "\n")
             for total, n in zip(totals, lengths)
         ]
         now = [view[min(frame // EVERY, len(view) - 1)] for view in views]
@@ -261,32 +257,36 @@ def curves(folder: Path) -> None:
 
     # The shipped weights' histories are with them or the README's pictures; one's own are where training left them.
     places = (folder, Path(DATA)) if folder == Path(MODELS) else (folder, Path(__file__).parent / "data" / "readme")
-    names = ("vae.checkpoint.npz", "rnn.checkpoint.npz", "controller.npz", "dream_controller.npz")
-    found = {name: place / name for name in names for place in places if (place / name).exists()}
-    missing = [name for name in names if name not in found]
-    if missing:
-        print(f"not in curves.png, for want of their histories: {', '.join(missing)}")
+    made_by = {
+        "vae.checkpoint.npz": "02_train_vae.py",
+        "rnn.checkpoint.npz": "04_train_rnn.py",
+        "controller.npz": "05_train_controller.py",
+        "dream_controller.npz": "07_dream_train.py",
+    }
+    losses = {
+        "vae.checkpoint.npz": ("loss", "V, held out: squared error + KL"),
+        "rnn.checkpoint.npz": ("nats", "M, held out: nats an active latent"),
+    }
+    agents = {"controller.npz": "C: return", "dream_controller.npz": "C that learns in the dream: return"}
+    found = {name: place / name for name in made_by for place in places if (place / name).exists()}
+    if missing := [name for name in made_by if name not in found]:
+        print(f"not in curves.png, these histories are not here: {', '.join(missing)}")
     if not found:
         return
+    epochs, generations = {}, {}
+    for name, path in found.items():
+        arrays = settings.load_npz(path, made_by[name])
+        try:
+            if name in losses:
+                key, title = losses[name]
+                epochs[title] = np.array([(at["epoch"], at[key]) for at in json.loads(str(arrays["history"]))])
+            else:
+                generations[agents[name]] = arrays
+                arrays["fitness"].mean(1), arrays["eval_generation"]
+        except (KeyError, TypeError, ValueError):
+            raise settings.Refused(f"{path} is not the history of a run: delete it and run {made_by[name]}") from None
     path = Path(DATA, "curves.png")
-    with pictures.figure(path, "Training", (5 * len(found), 4), panels=len(found)) as panels:
-        for name, axes in zip(found, np.atleast_1d(panels)):
-            arrays = settings.load_npz(found[name], f"the script that made it, or delete it; {Path(__file__).name}")
-            if name in names[:2]:
-                history = json.loads(str(arrays["history"]))
-                what = {"vae": ("loss", "V: squared error + KL"), "rnn": ("nats", "M: nats an active latent")}[name[:3]]
-                axes.plot([entry["epoch"] for entry in history], [entry[what[0]] for entry in history], marker=".")
-                axes.set(xlabel="epoch", ylabel=f"{what[1]}, held out")
-                continue
-            fitness, at = arrays["fitness"], arrays["eval_generation"]
-            label = "candidates, in the dream" if "dream" in name else "candidates"
-            axes.plot(np.arange(1, len(fitness) + 1), fitness.mean(1), alpha=0.4, label=label)
-            for world, where in (("dream", "in the dream"), ("real", "on the real selection tracks")):
-                if len(at) and f"eval_{world}" in arrays:
-                    scores = arrays[f"eval_{world}"]
-                    axes.errorbar(at, scores.mean(1), scores.std(1), marker=".", capsize=2, label=f"mean, {where}")
-            axes.set(xlabel="generation", ylabel="the dreamer's return" if "dream" in name else "C's return")
-            axes.legend()
+    pictures.curves(path, epochs, generations)
     announce(path)
 
 
@@ -298,9 +298,9 @@ def prepare(folder: Path, cars: int, frames: int):
 
 
 def drive_some(world, item: tuple) -> tuple:
-    """Drive some tracks: who drives, which of his tracks, the returns."""
+    """Drive some tracks: who drives, which of his tracks, the returns, the lengths."""
     who, places, parameters, tracks = item
-    return who, places, world.drive(parameters, tracks)[0]
+    return who, places, *world.drive(parameters, tracks)
 
 
 def score(folder: Path, parameters: np.ndarray) -> None:
@@ -323,28 +323,20 @@ def score(folder: Path, parameters: np.ndarray) -> None:
     returns = {who: np.full(len(rows), np.nan) for who, rows in drivers.items()}
     progress = settings.Progress(sum(map(len, drivers.values())), "drives")
     print(f"{progress.total} drives on gym's own renderer, with {WORKERS} workers", flush=True)
-    done = 0
+    done = frames = 0
     with Workers(min(WORKERS, len(items)), prepare, folder, CARS, FRAMES) as workers:
-        for who, places, result in workers.each(drive_some, items):
+        for who, places, result, lengths in workers.each(drive_some, items):
             returns[who][places] = result
             done += len(places)
-            progress.update(done)
+            frames += lengths.sum()
+            progress.update(done, f"{frames:,} frames")
     settings.save_npz(named("score.npz"), tracks=tracks, controller=np.array(CONTROLLER), **returns)
+
+    pictures.ranking(named("score.png"), tracks, returns)
+    announce(named("score.npz"), named("score.png"))
 
     agent = returns["agent"]
     worst = np.argsort(agent)[:5]
-    with pictures.figure(named("score.png"), f"{EPISODES} tracks, gym's own renderer", (10, 4.5)) as axes:
-        order = np.argsort(agent)
-        axes.bar(np.arange(1, EPISODES + 1), agent[order], label=f"agent: {agent.mean():.1f} ± {agent.std():.1f}")
-        for rank, place in enumerate(worst, 1):
-            axes.annotate(f"track {tracks[place]}", (rank, max(agent[place], 0)), rotation=90, ha="center", va="bottom")
-        for who, style in (("zero", ":"), ("random", "--")):
-            mean = returns[who].mean()
-            axes.axhline(mean, color="black", linestyle=style, label=f"{who}: {mean:.1f} over {some} tracks")
-        axes.set(xlabel="tracks, the worst first", ylabel="return")
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
-    announce(named("score.npz"), named("score.png"))
-
     print(f"{'':20} {'tracks':>6} {'mean ± std':>16} {'least':>8} {'most':>8}")
     names = {"agent": CONTROLLER.replace("_", " "), "zero": "zero controller", "random": "random controllers"}
     for who, these in returns.items():

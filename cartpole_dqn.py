@@ -86,12 +86,11 @@ def play(agent: Agent, env: gym.Env, seed: int, training: bool = False) -> int:
     while not over:
         action = agent.act(state, agent.epsilon if training else 0.0)
         following, reward, terminated, truncated, _ = env.step(action)
-        score, over = score + int(reward), terminated or truncated
         if training:  # -1 for the fall, not 1 for every step: the best play is the same, but Q stays small
             agent.remember(state, action, -float(terminated), following, terminated, truncated)
             if agent.count >= agent.first and (agent.count + len(agent.recent)) % EVERY == 0:
                 agent.replay()
-        state = following
+        state, score, over = following, score + int(reward), terminated or truncated
     return score
 
 

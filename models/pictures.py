@@ -64,12 +64,69 @@ def frame_rows(path: Path | str, title: str, rows: dict[str, np.ndarray], column
         plt.close(drawing)
 
 
+def foretold(
+    path: Path, rate: int, rewards: dict[str, np.ndarray], latents: dict[str, np.ndarray], order: np.ndarray
+) -> None:
+    """Rewards (frames,) along a drive of `rate` frames a second, and numbers of each latent (32,), in that `order`."""
+    with figure(path, "What M expects, and what came", (12, 4.5), panels=2) as (left, right):
+        window = np.hanning(rate + 1) / (rate / 2)  # tiles come a few a second: only their average can be foretold
+        for (name, reward), colour in zip(rewards.items(), ("grey", "C0")):
+            smooth = np.convolve(reward, window, "valid")
+            time = np.arange(len(smooth)) / rate + 0.5
+            left.plot(time, smooth, color=colour, label=f"{name}: {reward.sum():.1f} in all")
+        left.set(xlabel="seconds", ylabel="reward a frame, averaged over a second")
+        left.legend()
+        styles = ({"color": "grey", "marker": "_"}, {"color": "black", "marker": "_"}, {"marker": "."}, {"marker": "x"})
+        for (name, numbers), style in zip(latents.items(), styles):
+            right.plot(np.arange(1, 33), numbers[order], linestyle="", label=name, **{"markersize": 8, **style})
+        right.set(xlabel="latent, the liveliest first", ylabel="root mean square", ylim=(0, None))
+        right.legend()
+
+
+def curves(path: Path, epochs: dict[str, np.ndarray], generations: dict[str, dict[str, np.ndarray]]) -> None:
+    """A panel for each loss, (n, 2) of epoch and loss, and for each history of CMA-ES, as `evolution` keeps it."""
+    count = len(epochs) + len(generations)
+    with figure(path, "Training", (4.5 * count, 4), panels=count) as panels:
+        panels = iter(np.atleast_1d(panels))
+        for name, losses in epochs.items():
+            axes = next(panels)
+            axes.plot(*losses.T, marker=".")
+            axes.set(xlabel="epoch", title=name)
+        for name, history in generations.items():
+            axes, fitness, at = next(panels), history["fitness"], history["eval_generation"]
+            axes.plot(np.arange(1, len(fitness) + 1), fitness.mean(1), alpha=0.4, color="grey", label="candidates")
+            for world, label in (("dream", "in the dream"), ("real", "on the real track")):
+                if len(at) and f"eval_{world}" in history:
+                    scores = history[f"eval_{world}"]
+                    axes.errorbar(at, scores.mean(1), scores.std(1), marker=".", capsize=2, label=label)
+            axes.set(xlabel="generation", title=name)
+            axes.legend()
+
+
+def ranking(path: Path, tracks: np.ndarray, returns: dict[str, np.ndarray], labelled: int = 5) -> None:
+    """The returns of the first of `returns` by size, its worst tracks named; the means of the others as lines."""
+    (name, agent), *others = returns.items()
+    order = np.argsort(agent)
+    with figure(path, f"{len(agent)} tracks on gym's own renderer", (10, 4.5)) as axes:
+        axes.bar(np.arange(1, len(agent) + 1), agent[order], label=f"{name}: {agent.mean():.1f} ± {agent.std():.1f}")
+        for rank, place in enumerate(order[:labelled], 1):
+            axes.text(
+                rank, max(agent[place], 0), f" {tracks[place]}", rotation=90, ha="center", va="bottom", fontsize=9
+            )
+        for (other, these), style in zip(others, (":", "--")):
+            label = f"{other}: {these.mean():.1f} (over {len(these)} tracks)"
+            axes.axhline(these.mean(), color="black", linestyle=style, label=label)
+        axes.set(xlabel="tracks, the worst first, with their seeds", ylabel="return")
+        axes.margins(x=0.01, y=0.12)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
+
+
 # Moving pictures: arrays of uint8 (height, width, 3), put together by hand, since matplotlib needs 50 ms for each.
 
 TILE = 192  # pixels, three for each of a frame
 LINE = 17  # height of a line of text
-COLOURS = 96  # of a GIF's palette
-FLICKER = 8  # of 255: a GIF leaves a pixel as it was until it changes by more
+COLOURS = 80  # of a GIF's palette
+FLICKER = 10  # of 255: a GIF leaves a pixel as it was until it changes by more
 
 
 def tiles(pictures: Sequence[np.ndarray], labels: Sequence[str], columns: int, title: str = "") -> np.ndarray:
@@ -79,7 +136,7 @@ def tiles(pictures: Sequence[np.ndarray], labels: Sequence[str], columns: int, t
     gap, top = 6, LINE + 6 if title else 6
     text = LINE * max(label.count("\n") + 1 for label in labels) + 4
     rows = [range(start, min(start + columns, len(shown))) for start in range(0, len(shown), columns)]
-    width = max(sum(shown[i].width + gap for i in row) for row in rows) + gap
+    width = max(int(_font().getlength(title)) + gap, *(sum(shown[i].width + gap for i in row) for row in rows)) + gap
     sheet = Image.new("RGB", (width + width % 2, (top + len(rows) * (TILE + text) + 3) // 2 * 2), "white")
     draw = ImageDraw.Draw(sheet)
     draw.text((gap, 3), title, "black", _font())

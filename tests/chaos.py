@@ -378,6 +378,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0, help="how many of each, 1 for all")
     options = parser.parse_args()
     start = time.monotonic()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and so would the scripts
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         chaos = Chaos(Path(folder), options.only, options.share)
         chaos.run()

@@ -13,6 +13,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
+# A shell's background jobs ignore Ctrl-C, and so would the scripts that are started from here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def script_module(name: str) -> ModuleType:
     """A numbered script as a module, without running its `main()`."""
