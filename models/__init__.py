@@ -6,5 +6,5 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-# After Ctrl-C the workers end with their parent: what multiprocessing then has to clean up is none of a user's business.
+# After Ctrl-C the workers end with their parent; what multiprocessing then cleans up, a user need not know.
 os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")

@@ -1,0 +1,171 @@
+import os
+import re
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from models import pictures, settings
+from tests.conftest import ROOT, refused, run_script, script_module
+
+SMALL = ("FRAMES=84", "DREAM_FRAMES=12", "DREAMS=2", "WORKERS=1", "CARS=2")
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """06 as it would be where nothing is shipped: next to nothing."""
+    os.symlink(ROOT / "06_visualise.py", tmp_path / "06_visualise.py")
+    return tmp_path / "06_visualise.py"
+
+
+def module_in(folder, **constants):
+    """06 as a module that thinks it lies in `folder`, constants set."""
+    module = script_module("06_visualise.py")
+    module.__file__ = str(folder / "06_visualise.py")
+    vars(module).update(constants)
+    return module
+
+
+def test_pictures_and_score(untrained, tmp_path):
+    random = np.random.default_rng(1)
+    history = {"fitness": random.normal(size=(3, 4)), "eval_generation": np.array([2]), "eval_real": np.ones((1, 5))}
+    settings.save_npz(tmp_path / "controller.npz", **history)
+    places = (f"MODELS={untrained}", f"DATA={tmp_path}")
+    result = run_script("06_visualise.py", *places, *SMALL, "EPISODES=2", "YARDSTICKS=1", "SHOW=True")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    if "DISPLAY" not in os.environ and "WAYLAND_DISPLAY" not in os.environ:
+        assert lines.pop(0).startswith("no window: ")
+    assert lines[0] == f"with your own weights in {untrained}"
+    returned = float(re.fullmatch(r"track 1000: a return of (\S+) in 84 frames, no lap", lines[1])[1])
+    last = r"score over 2 tracks: -?\d+\.\d ± \d+\.\d \(gym renderer, tracks 1000–1001, 84 frames of each\)"
+    assert re.fullmatch(last, lines[-1])
+
+    made = set(re.findall(r"\S+/(\w+\.\w+) \(", result.stdout))
+    names = {"agent.gif", "expects.png", "foretold.png", "dreams.gif", "curves.png", "score.png", "score.npz"}
+    assert {name for name in made if not name.endswith("mp4")} == names
+    for name in names - {"score.npz"}:
+        with Image.open(tmp_path / name) as picture:
+            assert min(picture.size) > 200
+            if name.endswith("gif"):  # untrained, M ends its dreams at once
+                assert picture.n_frames == 20 if name == "agent.gif" else picture.n_frames >= 1
+    assert not list(tmp_path.glob(".tmp-*"))
+
+    # The drive that was shown is the one that was scored.
+    score = settings.load_npz(tmp_path / "score.npz", "06")
+    assert score["agent"].shape == (2,)
+    assert score["zero"].shape == score["random"].shape == (1,)
+    assert round(float(score["agent"][0]), 1) == returned
+
+
+def test_missing_weights(alone, tmp_path):
+    line = refused(run_script(alone, f"MODELS={tmp_path / 'none'}", f"DATA={tmp_path}"))
+    assert line.endswith("vae.weights.h5 is missing: run 02_train_vae.py first")
+
+
+def test_memory_of_another_vision(linked, tmp_path, as_script):
+    path = linked / "rnn.weights.h5"
+    content = path.read_bytes()
+    path.unlink()  # a link: the other tests' file stays as it is
+    path.write_bytes(content)
+    with h5py.File(path, "r+") as file:
+        file.attrs["vae"] = "0" * 16
+    with pytest.raises(SystemExit, match=r"was trained on another vae .*: run 04_train_rnn.py again$"):
+        as_script(module_in(ROOT), f"MODELS={linked}", f"DATA={tmp_path}", zero=("EPISODES",))
+
+
+@pytest.mark.parametrize("constant", ["EPISODES=101", "FRAMES=1001", "FRAMES=50", "WORKERS=0", "CONTROLLER=me"])
+def test_bad_constants(tmp_path, as_script, constant):
+    module = module_in(ROOT)
+    with pytest.raises(SystemExit) as end:
+        as_script(
+            module,
+            constant,
+            f"DATA={tmp_path}",
+            f"MODELS={tmp_path}",
+            zero=("EPISODES", "TRACK"),
+            choices={"CONTROLLER": ("controller", "dream_controller")},
+        )
+    assert constant.split("=")[0] in str(end.value)
+
+
+def test_shipped_weights_are_shown_while_ones_own_are_not_all_there(untrained, linked, tmp_path, capsys):
+    shipped = tmp_path / "repository" / "models" / "trained"
+    shipped.mkdir(parents=True)
+    module = module_in(tmp_path / "repository", MODELS=str(linked))
+    assert module.choose_weights() == linked
+    assert capsys.readouterr().out == f"with your own weights in {linked}\n"
+    (linked / "rnn.weights.h5").unlink()
+    assert module.choose_weights() == linked  # nothing is shipped: loading tells what is missing
+    assert capsys.readouterr().out == ""
+    for path in untrained.iterdir():
+        os.link(path, shipped / path.name)
+    assert module.choose_weights() == shipped
+    expected = f"with the shipped weights in models/trained ({linked} has no rnn.weights.h5)\n"
+    assert capsys.readouterr().out == expected
+
+
+def test_left_alone_m_dreams_from_what_came(loaded):
+    module = module_in(ROOT)
+    _, rnn, _ = loaded
+    random = np.random.default_rng(2)
+    drive = module.Drive.__new__(module.Drive)
+    drive.rnn, drive.z = rnn, random.normal(size=(9, 32)).astype(np.float32)
+    drive.action = random.uniform(0, 1, (9, 3)).astype(np.float32)
+    drive.memory = drive.remember()
+    # M's state is that of a whole sequence: what it expects next, in one call for all frames.
+    expected = rnn(drive.z[None], drive.action[None])
+    state = tuple(part[5:6] for part in drive.memory)
+    now, _ = rnn.step(drive.z[5:6], drive.action[5:6], state)
+    np.testing.assert_allclose(now.mu[0], expected.mu[0, 5], atol=1e-5)
+    dreamt = drive.left_alone(np.array([2, 8]), 4)
+    assert dreamt.shape == (5, 2, 32)
+    np.testing.assert_array_equal(dreamt[0], drive.z[[2, 8]])
+
+
+def test_a_dreamer_has_files_of_its_own():
+    module = module_in(ROOT, CONTROLLER="dream_controller", DATA="d")
+    assert str(module.named("agent.gif")) == "d/dreamer_agent.gif"
+
+
+def test_a_history_that_is_none(tmp_path):
+    module = module_in(tmp_path, DATA=str(tmp_path), MODELS=str(tmp_path))
+    settings.save_npz(tmp_path / "controller.npz", something=np.zeros(3))
+    with pytest.raises(settings.Refused, match="not the history of a run: delete it and run 05_train_controller"):
+        module.curves(tmp_path)
+
+
+def test_no_history(tmp_path, capsys):
+    module_in(tmp_path, DATA=str(tmp_path), MODELS=str(tmp_path)).curves(tmp_path)
+    assert "controller.npz" in capsys.readouterr().out
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_gif_keeps_colours_and_time(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    frames = []
+    for x in range(10):
+        frame = np.full((64, 80, 3), (100, 202, 100), np.uint8)
+        frame += np.random.default_rng(x).integers(0, 6, frame.shape, np.uint8)  # V's grass flickers a little
+        frame[30:34, 5 * x : 5 * x + 4] = (204, 0, 0)
+        frames.append(frame)
+    (path,) = pictures.moving(tmp_path / "a.gif", frames, 12.5)
+    with Image.open(path) as film:
+        assert film.n_frames == 10
+        for x, frame in enumerate(frames):
+            film.seek(x)
+            assert film.info["duration"] == 80
+            shown = np.array(film.convert("RGB")).astype(int)
+            assert np.abs(shown - frame).max() <= 2 * pictures.FLICKER
+            assert np.abs(shown[31, 5 * x + 1] - (204, 0, 0)).max() <= 4
+
+
+def test_an_ffmpeg_that_fails_is_told_in_a_line(tmp_path, monkeypatch, capsys):
+    fake = tmp_path / "ffmpeg"
+    fake.write_text("#!/bin/sh\ncat >/dev/null\necho 'no such codec' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    paths = pictures.moving(tmp_path / "a.gif", [np.zeros((64, 64, 3), np.uint8)] * 2, 12.5)
+    assert paths == [tmp_path / "a.gif"]
+    assert capsys.readouterr().out == f"{tmp_path / 'a.mp4'} was not made: ffmpeg says no such codec\n"
