@@ -30,10 +30,10 @@ SIZE = 64
 FRAMES = 1_000  # an episode's most; gym.make's time limit
 PIXELS = 3.0  # the texture's, per world unit; a 64×64 picture has 1.04 × 1.30 of them
 EDGE = 340.0  # the texture ends here, just beyond the field: all is black out there
-LEVELS = 5  # of the texture pyramid, for the zoom of the first second
+LEVELS = 5  # the texture and its halvings, for the zoom of the first second
 SHADE = 2  # smoothscale rounds down, twice: gym's flat areas come out this much too dark
 ZOOM_FRAMES = gym_racing.FPS  # the camera flies in for one second
-TRACKS_KEPT = 8  # textures in memory, 17 MB each with their pyramid
+TRACKS_KEPT = 32  # in memory, 4 MB each
 _BAR = slice(56, 64)  # rows of the indicator bar, and where it is in gym's window
 _BAR_WINDOW = (0, 700, gym_racing.WINDOW_W, 100)
 _BOX = (slice(42, 52), slice(29, 35))  # rows and columns that the car can cover, within these of gym's pixels:
@@ -97,11 +97,13 @@ class CarRacing64(gym_racing.CarRacing):
     def _create_track(self) -> bool:
         if not self.fast:
             return super()._create_track()
+        if self._texture is None:
+            self._texture = np.empty_like(_field())
         track = _tracks.get(self._seed)
         if track is None:
             if not super()._create_track():
                 return False
-            track = _Track(self)
+            track = _Track(self, self._texture)
             _tracks.put(self._seed, track)
         else:
             self.np_random.bit_generator.state = track.random_state
@@ -112,12 +114,10 @@ class CarRacing64(gym_racing.CarRacing):
                 tile.userData, tile.road_visited, tile.road_friction, tile.idx = tile, False, 1.0, i
                 tile.fixtures[0].sensor = True
                 self.road.append(tile)
+            track.draw(self._texture)
         self._touched = []
         for i, tile in enumerate(self.road):
             tile.color = _Paint(self._touched, i)
-        if self._texture is None:
-            self._texture = np.empty_like(track.pyramid[0])
-        np.copyto(self._texture, track.pyramid[0])
         self._drawn = track
         return True
 
@@ -131,7 +131,7 @@ class CarRacing64(gym_racing.CarRacing):
         self._touched.clear()
         zoomed = min(round(self.t * gym_racing.FPS), ZOOM_FRAMES)
         level, matrix = _camera(zoomed, self.car.hull)
-        texture = self._drawn.pyramid[level] if level else self._texture
+        texture = self._drawn.halvings[level - 1] if level else self._texture
         picture = cv2.resize(
             cv2.warpAffine(texture, matrix, (2 * SIZE, 2 * SIZE), flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP),
             (SIZE, SIZE),
@@ -155,18 +155,32 @@ class _Paint:
 
 
 class _Track:
-    """What a track's seed decides, made once and shared by all cars on it: geometry, textures, tiles' fresh colours."""
+    """What a track's seed decides, made once and shared by all cars on it: geometry, and what there is to draw.
 
-    def __init__(self, game: CarRacing64) -> None:
+    `texture` is the car's own, as its tiles change their colours; this one is the first to be drawn.
+    """
+
+    def __init__(self, game: CarRacing64, texture: np.ndarray) -> None:
         self.random_state = game.np_random.bit_generator.state
         self.points = game.track
         self.tiles = [tile.fixtures[0].shape.vertices for tile in game.road]
         self.road_poly = game.road_poly
-        texture = _field().copy()
-        for corners, colour in game.road_poly:
-            _fill(texture, corners, [int(c) - SHADE if c > SHADE else 0 for c in colour])
-        self.pyramid = _pyramid(texture)
+        self.shapes = [
+            (_points(corners), [int(c) - SHADE if c > SHADE else 0 for c in colour])
+            for corners, colour in game.road_poly
+        ]
+        self.draw(texture)
+        self.halvings = []  # of the texture, for the zoom of the first second
+        for _ in range(LEVELS - 1):
+            texture = cv2.resize(texture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+            self.halvings.append(texture)
         self.patches: dict[int, tuple[tuple[slice, slice], np.ndarray] | None] = {}
+
+    def draw(self, texture: np.ndarray) -> None:
+        """Draw the field and the road that nobody has touched yet over `texture`."""
+        np.copyto(texture, _field())
+        for points, colour in self.shapes:
+            cv2.fillConvexPoly(texture, points, colour, cv2.LINE_AA, shift=4)
 
     def paint(self, texture: np.ndarray, tile: int) -> None:
         """Take the fresh tint (2 or 5 of 255) off a tile of a car's own texture, as it was touched."""
@@ -177,7 +191,7 @@ class _Track:
             corners = (np.array(self.tiles[tile]) + EDGE) * PIXELS
             low, high = corners.min(0).astype(int) - 2, corners.max(0).astype(int) + 3
             patch = np.zeros((*(high - low)[::-1], 3), np.uint8)
-            _fill(patch, self.tiles[tile], [tint] * 3, low)
+            cv2.fillConvexPoly(patch, _points(self.tiles[tile], low), [tint] * 3, cv2.LINE_AA, shift=4)
             self.patches[tile] = (slice(low[1], high[1]), slice(low[0], high[0])), patch
         place, patch = self.patches[tile]
         texture[place] -= patch
@@ -205,10 +219,9 @@ class _Tracks:
 _tracks = _Tracks()
 
 
-def _fill(texture: np.ndarray, corners: list, colour: list[int], origin: tuple[int, int] = (0, 0)) -> None:
-    """Fill a polygon given in world units, antialiased, to 1/16 of a texture pixel."""
-    points = (np.asarray(corners) + EDGE) * PIXELS - 0.5 - np.asarray(origin)
-    cv2.fillConvexPoly(texture, np.round(points * 16).astype(np.int32), colour, cv2.LINE_AA, shift=4)
+def _points(corners: list, origin: tuple[int, int] = (0, 0)) -> np.ndarray:
+    """A polygon in world units as one in a texture, for OpenCV: whole sixteenths of a pixel."""
+    return np.round(((np.asarray(corners) + EDGE) * PIXELS - 0.5 - np.asarray(origin)) * 16).astype(np.int32)
 
 
 @lru_cache(maxsize=1)
@@ -217,20 +230,13 @@ def _field() -> np.ndarray:
     side = int(2 * EDGE * PIXELS)
     texture = np.zeros((side, side, 3), np.uint8)
     field = gym_racing.PLAYFIELD
-    _fill(texture, [(-field, -field), (field, -field), (field, field), (-field, field)], [100, 202, 100])
-    patch = np.array([(0, 0), (1, 0), (1, 1), (0, 1)])
+    square = np.array([(0, 0), (1, 0), (1, 1), (0, 1)])
+    cv2.fillConvexPoly(texture, _points((2 * square - 1) * field), [100, 202, 100], cv2.LINE_AA, shift=4)
     for x in range(-20, 20, 2):
         for y in range(-20, 20, 2):
-            _fill(texture, (patch + np.array([x, y])) * gym_racing.GRASS_DIM, [100, 228, 100])
+            points = _points((square + np.array([x, y])) * gym_racing.GRASS_DIM)
+            cv2.fillConvexPoly(texture, points, [100, 228, 100], cv2.LINE_AA, shift=4)
     return texture
-
-
-def _pyramid(texture: np.ndarray) -> list[np.ndarray]:
-    """The texture and its halvings."""
-    pyramid = [texture]
-    for _ in range(LEVELS - 1):
-        pyramid.append(cv2.resize(pyramid[-1], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA))
-    return pyramid
 
 
 def _zoom(zoomed: int) -> float:
@@ -360,14 +366,19 @@ def _gauge(gauge: str | int, pixels: int) -> np.ndarray:
 @lru_cache(maxsize=2_000)
 def _score(score: int) -> np.ndarray:
     """The bar with the score alone: uint8 (8, 64, 3)."""
-    pygame.font.init()
     surface = _window()
     surface.fill((0, 0, 0), _BAR_WINDOW)
-    text = pygame.font.Font(pygame.font.get_default_font(), 42).render(f"{score:04d}", True, (255,) * 3, (0,) * 3)
+    text = _font().render(f"{score:04d}", True, (255,) * 3, (0,) * 3)
     box = text.get_rect()
     box.center = (60, gym_racing.WINDOW_H - gym_racing.WINDOW_H * 2.5 / 40.0)
     surface.blit(text, box)
     return _scaled_bar(surface)
+
+
+@lru_cache(maxsize=1)
+def _font() -> pygame.font.Font:
+    pygame.font.init()
+    return pygame.font.Font(pygame.font.get_default_font(), 42)
 
 
 @lru_cache(maxsize=1)
