@@ -56,7 +56,7 @@ def bench_env() -> None:
     with quiet():
         import gym
 
-        stock = gym.make("CarRacing-v2")
+        stock = gym.make("CarRacing-v2", disable_env_checker=True)
     cv2.setNumThreads(1)
 
     class Physics(CarRacing64):
@@ -131,7 +131,7 @@ def bench_agent() -> None:
     with quiet():
         import gym
 
-        env = gym.make("CarRacing-v2")
+        env = gym.make("CarRacing-v2", disable_env_checker=True)
     import cv2
     import keras
 
