@@ -33,7 +33,7 @@ EDGE = 340.0  # the texture ends here, just beyond the field: all is black out t
 LEVELS = 5  # the texture and its halvings, for the zoom of the first second
 SHADE = 2  # smoothscale rounds down, twice: gym's flat areas come out this much too dark
 ZOOM_FRAMES = gym_racing.FPS  # the camera flies in for one second
-TRACKS_KEPT = 32  # in memory, 4 MB each
+TRACKS_KEPT = 8  # in memory, 4 MB each
 _BAR = slice(56, 64)  # rows of the indicator bar, and where it is in gym's window
 _BAR_WINDOW = (0, 700, gym_racing.WINDOW_W, 100)
 _BOX = (slice(42, 52), slice(29, 35))  # rows and columns that the car can cover, within these of gym's pixels:
@@ -119,6 +119,7 @@ class CarRacing64(gym_racing.CarRacing):
         for i, tile in enumerate(self.road):
             tile.color = _Paint(self._touched, i)
         self._drawn = track
+        self._halvings = track.halvings.copy()
         return True
 
     def _render(self, mode: str) -> np.ndarray | bool | None:
@@ -131,7 +132,9 @@ class CarRacing64(gym_racing.CarRacing):
         self._touched.clear()
         zoomed = min(round(self.t * gym_racing.FPS), ZOOM_FRAMES)
         level, matrix = _camera(zoomed, self.car.hull)
-        texture = self._drawn.halvings[level - 1] if level else self._texture
+        texture = self._halvings[level - 1] if level else self._texture
+        if zoomed == ZOOM_FRAMES:
+            self._halvings.clear()  # megabytes, and never looked at again
         picture = cv2.resize(
             cv2.warpAffine(texture, matrix, (2 * SIZE, 2 * SIZE), flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP),
             (SIZE, SIZE),
@@ -213,7 +216,7 @@ class _Tracks:
         if seed is not None:
             self.kept[seed] = track
             if len(self.kept) > TRACKS_KEPT:
-                self.kept.popitem(last=False)
+                self.kept.popitem(last=False)[1].halvings.clear()  # its cars have theirs while they need them
 
 
 _tracks = _Tracks()
