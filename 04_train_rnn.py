@@ -3,7 +3,7 @@
 Reads   DATA/series.npz (03), MODELS/vae.weights.h5 (02)
 Writes  MODELS/rnn.weights.h5 (the best so far on held-out rollouts), MODELS/rnn.checkpoint.npz,
         DATA/rnn_loss.png, DATA/rnn_dream.png
-Takes   about 6 minutes on 2 cores
+Takes   about 8 minutes on 2 cores
 
 M learns three things at once: the next z as a mixture of Gaussians, the reward, and whether the drive ends. At the end
 it is compared with what needs no network: that z stays as it is, and a linear regression; and with V's own

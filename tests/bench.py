@@ -4,6 +4,7 @@ Nothing else should run meanwhile. Sections can be named: `python -m tests.bench
 """
 
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -174,6 +175,37 @@ def bench_dream() -> None:
     row("DreamWorld, dreams of 400 frames, 256 at once in each worker", drive_world(prepare_dream, 256, "dream", 16))
 
 
+def prepare_short_drives(cars: int):
+    """A world whose drives end after 312 frames: 32 of them are 10,000 steps."""
+    from models import worlds
+
+    return worlds.RealWorld(worlds.VAE(), worlds.MDNRNN(), cars, frames=312)
+
+
+def memory_after(world, calls: range) -> list[float]:
+    """This worker's peak memory in GB after each of `calls`, each 32 random controllers on 8 new tracks."""
+    from models import controller
+
+    peaks = []
+    for call in calls:
+        parameters = np.random.default_rng(call).normal(0, 0.1, (32, controller.PARAMETERS)).astype(np.float32)
+        world.drive(parameters, np.repeat(BENCH_TRACKS[8 * call : 8 * call + 8], 4))
+        unit = 2**30 if sys.platform == "darwin" else 2**20
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
+    return peaks
+
+
+def bench_memory() -> None:
+    """What a worker of 05 takes."""
+    from models.workers import Workers
+
+    with Workers(1, prepare_short_drives, 32) as workers:
+        peaks = next(workers.each(memory_after, [range(5)]))
+    growth = 100 * (peaks[-1] / peaks[0] - 1)
+    print("\nMemory of a worker with 32 cars")
+    print(f"  {peaks[0]:.2f} GB at most after 10,000 steps, {peaks[-1]:.2f} after 50,000 ({growth:+.1f} %)", flush=True)
+
+
 def isa() -> str:
     """The widest instruction set that TensorFlow's convolutions and matrix products can use here."""
     try:
@@ -216,6 +248,7 @@ SECTIONS = {
     "env": bench_env,
     "agent": bench_agent,
     "dream": bench_dream,
+    "memory": bench_memory,
     "training": bench_training,
     "cartpole": bench_cartpole,
 }
