@@ -15,12 +15,12 @@ Takes about 2½ minutes for 4,000 rollouts on 2 cores, and 0.9 GB of disk.
 import os
 from pathlib import Path
 
-import cv2
-import numpy as np
-
 from models import rollouts, settings
 from models.settings import ROLLOUT_TRACKS, Progress, Refused
 from models.workers import Workers
+
+import cv2
+import numpy as np
 
 ROLLOUTS = 4000  # how many there should be in the end, 170 frames on average (tutorial 2,000 of 300; paper 10,000)
 STEPS = 300  # frames of each at most (tutorial 300; paper 1,000)

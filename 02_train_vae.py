@@ -13,10 +13,10 @@ command goes on from the last epoch.
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
-
 from models import rollouts, settings
 from models.checkpoint import Checkpoint
+
+import numpy as np
 
 EPOCHS = 40  # the paper: one pass over 10,000 rollouts; a finished run goes on when this is raised
 FRAMES_PER_EPOCH = 30_000  # a random share of the frames: what a kill loses at most
@@ -126,8 +126,8 @@ def main() -> None:
             weights.save(weights_path, vae)
         checkpoint.save(history, vae, optimizer)
         print(
-            f"epoch {epoch}: loss {now['train']:.1f}, held out {now['loss']:.1f} = squared error {now['error']:.1f} "
-            f"+ KL {sum(now['latents']):.1f}, {now['active']} active latents{', the best so far' if best else ''}"
+            f"epoch {epoch}: loss {now['train']:.1f}, held out {now['loss']:.1f}: squared error {now['error']:.1f}, "
+            f"KL {sum(now['latents']):.1f}, {now['active']} active latents{', the best so far' if best else ''}"
         )
 
     weights.load(weights_path, vae, Path(__file__).name)

@@ -10,9 +10,9 @@ short windows of real drives: a dream is set going with one of them, and then le
 
 from pathlib import Path
 
-import numpy as np
-
 from models import rollouts, settings
+
+import numpy as np
 
 BATCH = 64  # frames in V at a time; always full, so that a frame's z doesn't depend on its neighbours
 DREAM_STARTS = 1_024  # windows for dreams to start from

@@ -14,10 +14,10 @@ import math
 import zlib
 from pathlib import Path
 
-import numpy as np
-
 from models import rollouts, settings
 from models.checkpoint import Checkpoint
+
+import numpy as np
 
 EPOCHS = 40  # the paper: 20 passes over all rollouts; a finished run goes on when this is raised
 FRAMES_PER_EPOCH = 450_000  # drawn anew for each epoch: what a kill loses at most
@@ -109,6 +109,9 @@ def main() -> None:
     digits = zlib.crc32(series["names"].tobytes() + series["lengths"].tobytes())
     data = f"{len(drives)} rollouts ({digits:08x}) seen by V {origin}"
     checkpoint = Checkpoint(Path(MODELS, "rnn.checkpoint.npz"), weights_path, globals(), data)
+    both = checkpoint.path.exists() and weights_path.exists()
+    if both and weights.check(weights_path, "04_train_rnn.py").get("vae") != origin:
+        raise settings.Refused(f"{checkpoint.path} belongs to an earlier V: delete it, and M is trained anew")
     history = checkpoint.resume(rnn, optimizer) or []
     if not history and GO_ON:
         weights.load(weights_path, rnn, "04_train_rnn.py with GO_ON=False", vae=origin)
@@ -284,9 +287,9 @@ def draw_loss(history: list[dict], nats: dict[str, float]) -> None:
 
 def draw_dream(series: dict, drives: np.ndarray, vae, rnn) -> None:
     """A strip: a held-out drive as V sees it, and below it M left alone with the same actions, as PNG."""
-    import tensorflow as tf
-
     from models import pictures
+
+    import tensorflow as tf
 
     # The one that found most of the road: there is most to foretell.
     first, length = max(drives, key=lambda drive: series["reward"][drive[0] : drive[0] + drive[1]].sum())

@@ -6,7 +6,7 @@ Writes  DATA/agent.gif (gym's picture, what the agent sees of it, V's picture of
         DATA/expects.png and DATA/foretold.png (what M expects next, and how wrong it is), DATA/dreams.gif (what it
         is like to drive in M's head), DATA/curves.png; with EPISODES also DATA/score.npz and DATA/score.png.
         Beside each .gif an .mp4 where ffmpeg is installed
-Takes   about a minute; EPISODES=100 about 6 minutes more on 2 cores
+Takes   about a minute; EPISODES=100 about 8 minutes more on 2 cores
 
 With CONTROLLER=dream_controller the one that learned in its dream drives, and the names begin with "dreamer_".
 """
@@ -15,10 +15,10 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
-
 from models import settings
 from models.workers import Workers
+
+import numpy as np
 
 TRACK = 1000  # the seed of the track to show; of those that are reported, so no training has seen it
 EPISODES = 0  # the score over so many of the 100 reported tracks, 1000 and on; the README's: 100. 0: no score

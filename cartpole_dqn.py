@@ -10,9 +10,9 @@ Takes   about 15 seconds on one core: some 250 episodes, 60,000 steps.
 
 from pathlib import Path
 
-import numpy as np
-
 from models import pictures, settings, weights
+
+import numpy as np
 
 with settings.quiet():  # notices of gym and TensorFlow
     import gym

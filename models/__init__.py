@@ -1,6 +1,11 @@
 """The three models (V, M, C), the two worlds (real and dreamed) and what the scripts share."""
 
+import importlib.util
 import os
+import sys
+
+if importlib.util.find_spec("tensorflow") is None:
+    sys.exit("the packages are missing here: run `make` once, then .venv/bin/python instead of python")
 
 # Before TensorFlow and pygame are imported: no log lines that a user can do nothing about, no screen needed.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

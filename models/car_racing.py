@@ -13,10 +13,10 @@ from collections import OrderedDict
 from functools import lru_cache
 from types import SimpleNamespace
 
+from models.settings import quiet
+
 import cv2
 import numpy as np
-
-from models.settings import quiet
 
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # no screen needed
 with quiet():  # gym's notice, once per process otherwise

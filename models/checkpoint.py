@@ -7,9 +7,9 @@ they belong to. It is written after each epoch, whole or not at all.
 import json
 from pathlib import Path
 
-import numpy as np
-
 from models.settings import Refused, load_npz, save_npz
+
+import numpy as np
 
 
 class Checkpoint:

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
 
-import numpy as np
-
 from models import controller, weights
 from models.settings import EVOLUTION_TRACKS, SELECTION_TRACKS, Refused, clock, load_npz, save_npz, whole
 from models.workers import Workers
+
+import numpy as np
 
 
 class Search:
@@ -129,6 +129,8 @@ def evolve(
         if generation == kept and not best.exists():
             weights.save_controller(best, expand(search.mean[None])[0], **origin)
     done = len(record["fitness"])
+    each = f"{constants['POPULATION']} controllers a generation, each on {constants['TRACKS']} tracks"
+    print(f"{each}; the workers take a few seconds to start", flush=True)
     if done:
         print(f"goes on after generation {done} of {history}")
     seeds = np.array(SELECTION_TRACKS[:eval_tracks])
@@ -202,6 +204,8 @@ def _read(history: Path, constants: dict, worlds: tuple[str, ...], made_by: str)
             whole_history &= fits and bool(np.isfinite(arrays[name]).all())
     except (KeyError, ValueError, TypeError, AttributeError):
         raise Refused(f"{history} is not the history of a run: delete it and run {made_by}") from None
+    if any(found.get(name) != constants.get(name) for name in ("vae", "rnn", "the starts")):
+        raise Refused(f"{history} belongs to an earlier V or M: delete it and run {made_by} again")
     differ = [name for name in constants if found.get(name) != constants[name]]
     if differ:
         told = ", ".join(f"{name} was {found.get(name)}, is {constants[name]}" for name in differ)

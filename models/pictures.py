@@ -11,11 +11,11 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
+from models.settings import Refused, quiet, whole
+
 import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-
-from models.settings import Refused, quiet, whole
 
 plt.rcParams.update(
     {

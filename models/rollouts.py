@@ -15,9 +15,9 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-
 from models.settings import Refused, load_npz
+
+import numpy as np
 
 MADE_BY = "01_generate_data.py"
 SHAPES = {"obs": (64, 64, 3), "action": (3,), "reward": (), "done": ()}  # of one frame

@@ -8,11 +8,11 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-import h5py
-import numpy as np
-
 from models.controller import PARAMETERS
 from models.settings import Refused, whole
+
+import h5py
+import numpy as np
 
 
 def fingerprint(arrays: Iterable[np.ndarray]) -> str:

@@ -9,12 +9,12 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from models import controller, settings, weights
 from models.car_racing import FRAMES, CarRacing64
 from models.rnn import MDNRNN
 from models.vae import VAE
+
+import numpy as np
 
 with settings.quiet():
     import tensorflow as tf

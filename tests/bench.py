@@ -11,9 +11,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-
 import models  # noqa: F401 (quiets TensorFlow before it is imported)
+
+import numpy as np
 
 CORES = os.cpu_count()
 EPISODES = 20  # whole ones, each on a new track, for each environment
@@ -49,10 +49,10 @@ def drive_env(env, episodes: int, first: int = 0) -> float:
 
 def bench_env() -> None:
     """gym as it is, ours, the physics alone, envpool where it is installed; one core each."""
-    import cv2
-
     from models.car_racing import CarRacing64
     from models.settings import quiet
+
+    import cv2
 
     with quiet():
         import gym

@@ -15,9 +15,9 @@ import time
 from collections import deque
 from pathlib import Path
 
-import numpy as np
-
 from models import settings
+
+import numpy as np
 
 with settings.quiet():
     import gym

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
-import numpy as np
-
 from models.car_racing import ZOOM_FRAMES, CarRacing64
 from tests.driver import Driver, off_the_field
+
+import cv2
+import numpy as np
 
 PICTURE = Path("data/readme/renderers.png")
 AT_MOST = 1.0, 3.0  # of 255: mean over all frames, and on the worst single one after the zoom

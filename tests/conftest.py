@@ -59,11 +59,11 @@ def as_script(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory):
     """A folder of weights that fit together but have learned nothing, and starts of dreams: what 02 to 05 leave."""
-    import keras
-
     from models import settings, weights
     from models.rnn import MDNRNN
     from models.vae import VAE
+
+    import keras
 
     folder = tmp_path_factory.mktemp("untrained")
     keras.utils.set_random_seed(7)

@@ -8,9 +8,9 @@ half. Draws data/correlation.png.
 import os
 from pathlib import Path
 
-import numpy as np
-
 from models import settings
+
+import numpy as np
 
 CONTROLLERS = 50
 TRACKS = 16  # real ones, and as many dreams

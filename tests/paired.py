@@ -8,9 +8,9 @@ import os
 import sys
 from pathlib import Path
 
-import numpy as np
-
 from models import settings
+
+import numpy as np
 
 CARS = 32
 WORKERS = os.cpu_count()

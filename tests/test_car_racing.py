@@ -1,14 +1,14 @@
 """The fast world against gym's own: models/car_racing.py. Twenty tracks instead of two: python -m tests.compare."""
 
-import cv2
-import gym
-import numpy as np
-import pytest
-
 from models import car_racing
 from models.car_racing import CarRacing64
 from tests import compare
 from tests.driver import Driver
+
+import cv2
+import gym
+import numpy as np
+import pytest
 
 
 @pytest.fixture(scope="module")

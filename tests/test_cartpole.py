@@ -6,11 +6,11 @@ import subprocess
 import sys
 import time
 
+from tests.conftest import ROOT, refused, run_script
+
 import h5py
 import numpy as np
 import pytest
-
-from tests.conftest import ROOT, refused, run_script
 
 SCRIPT = ROOT / "cartpole_dqn.py"
 

@@ -6,14 +6,14 @@ import pickle
 import zipfile
 from pathlib import Path
 
-import h5py
-import numpy as np
-import pytest
-
 from models import evolution, rollouts, settings, weights, worlds
 from models.checkpoint import Checkpoint
 from models.rnn import MDNRNN
 from models.vae import VAE
+
+import h5py
+import numpy as np
+import pytest
 
 
 class Trap:

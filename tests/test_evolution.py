@@ -3,12 +3,12 @@
 import itertools
 import json
 
+from models import controller, evolution, settings
+
 import cv2
 import h5py
 import numpy as np
 import pytest
-
-from models import controller, evolution, settings
 
 ORIGIN = {"vae": "0123", "rnn": "4567"}
 CONSTANTS = {

@@ -1,10 +1,10 @@
 """M against independent computations in NumPy, float64."""
 
-import numpy as np
-import pytest
-
 from models import settings
 from models.rnn import MDNRNN, Prediction, negative_log_likelihood
+
+import numpy as np
+import pytest
 
 with settings.quiet():
     import tensorflow as tf

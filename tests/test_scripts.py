@@ -1,11 +1,11 @@
 """01, 05 and 07 as a user runs them, with constants so small that each takes seconds."""
 
-import numpy as np
-import pytest
-
 from models import rollouts, settings, worlds
 from models.car_racing import CarRacing64
 from tests.conftest import refused, run_script, script_module
+
+import numpy as np
+import pytest
 
 GENERATE, EVOLVE, DREAM = "01_generate_data.py", "05_train_controller.py", "07_dream_train.py"
 

@@ -9,11 +9,11 @@ import subprocess
 import sys
 import time
 
-import numpy as np
-import pytest
-
 from models import settings
 from tests.conftest import ROOT, refused, run_script
+
+import numpy as np
+import pytest
 
 SCRIPT = '''"""A script for tests.
 

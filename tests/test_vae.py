@@ -1,11 +1,11 @@
 """V against independent computations in NumPy."""
 
+from models import settings, vae, weights
+from models.vae import VAE
+
 import h5py
 import numpy as np
 import pytest
-
-from models import settings, vae, weights
-from models.vae import VAE
 
 with settings.quiet():
     import tensorflow as tf

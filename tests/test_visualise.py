@@ -1,13 +1,13 @@
 import os
 import re
 
+from models import pictures, settings
+from tests.conftest import ROOT, refused, run_script, script_module
+
 import h5py
 import numpy as np
 import pytest
 from PIL import Image
-
-from models import pictures, settings
-from tests.conftest import ROOT, refused, run_script, script_module
 
 SMALL = ("FRAMES=84", "DREAM_FRAMES=12", "DREAMS=2", "WORKERS=1", "CARS=2")
 

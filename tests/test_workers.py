@@ -6,10 +6,10 @@ import os
 import signal
 import time
 
-import pytest
-
 from models import settings
 from models.workers import RETRIES, Workers
+
+import pytest
 
 
 def prepare(folder):

@@ -1,13 +1,13 @@
 """C, the real world and the dream against plain loops: models/controller.py, models/worlds.py."""
 
-import numpy as np
-import pytest
-
 from models import controller, evolution, settings, weights, worlds
 from models.car_racing import CarRacing64
 from models.rnn import MDNRNN
 from models.vae import VAE
 from models.workers import Workers
+
+import numpy as np
+import pytest
 
 CARS = 4
 
