@@ -250,7 +250,7 @@ def test_z_alone(tmp_path):
         ({"constants": {"POPULATION": 9, "SEED": 4}}, "POPULATION was 8, is 9, SEED was 3, is 4"),
         ({"constants": {"DIAGONAL": False}}, "DIAGONAL was True, is False"),
         ({"constants": {"SCRIPT": "07_dream_train.py"}}, "SCRIPT was 05_train_controller.py"),
-        ({"origin": {"vae": "89ab", "rnn": "4567"}}, "vae was 0123, is 89ab"),
+        ({"origin": {"vae": "89ab", "rnn": "4567"}}, "belongs to an earlier V or M: delete it"),
         ({"eval_tracks": 6}, "EVAL_TRACKS was 5, is 6"),
         ({"eval_every": 3}, "EVAL_EVERY was 2, is 3"),
     ],
