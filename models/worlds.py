@@ -106,7 +106,8 @@ class RealWorld:
         actions = np.zeros((cars, 3), np.float32)
         while (pair >= 0).any():
             z, h, c, features = self._think(frames, z, actions, h, c, driving)
-            actions = controller.act(matrices, features.numpy())
+            features = features.numpy()
+            actions = controller.act(matrices, features)
             driving[:] = 1
             for place, env in enumerate(self.envs):
                 if pair[place] < 0:
@@ -124,7 +125,7 @@ class RealWorld:
                 idle = self.patience and length[place] - last_tile[place] >= self.patience
                 over = left or stopped or idle or length[place] >= self.frames
                 if watch is not None:
-                    see, remember = z[place].numpy(), h[place].numpy()
+                    see, remember = np.split(features[place].copy(), [32])
                     done = left or env.lap_finished
                     seen = frames[place].copy(), see, remember, actions[place].copy(), reward, done
                     watch(Seen(int(pair[place]), *seen, frame if over else None))
