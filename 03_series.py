@@ -5,7 +5,7 @@ Writes  DATA/series.npz, MODELS/dream_starts.npz
 Takes   about 20 seconds for 200,000 frames on 2 cores with bfloat16 (AMX), a minute without
 
 The series keeps mean and log-variance of z, so that M can be given a fresh z for every batch. The dream starts are
-short windows of real drives: a dream is set going with one of them, and then left alone.
+short windows of real drives on the road: a dream is set going with one of them, and then left alone.
 """
 
 from pathlib import Path
@@ -17,7 +17,8 @@ import numpy as np
 BATCH = 64  # frames in V at a time; always full, so that a frame's z doesn't depend on its neighbours
 DREAM_STARTS = 1_024  # windows for dreams to start from
 DREAM_FRAMES = 16  # frames of each: M's state is warm after so many
-AT_THE_START = 0.25  # the share of them that begins where the drive begins
+DREAM_AHEAD = 32  # frames after it that count as well, when it is asked whether the car is on the road
+AT_THE_START = 0.25  # the share of them that begins where a drive begins
 SEED = 1
 DATA = "data"
 MODELS = "models"
@@ -64,7 +65,7 @@ def main() -> None:
         raise settings.Refused(f"V gives numbers that are not finite: train it anew, {weights_path} is no good")
 
     lengths = np.array(lengths, np.int32)
-    windows = dream_starts(lengths, np.random.default_rng(SEED))
+    windows = dream_starts(lengths, reward, np.random.default_rng(SEED))
     series_path, starts_path = Path(DATA, "series.npz"), Path(MODELS, "dream_starts.npz")
     settings.save_npz(
         series_path,
@@ -90,16 +91,25 @@ def encode_all(encode, obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mu, logvar
 
 
-def dream_starts(lengths: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """The rows (DREAM_STARTS, DREAM_FRAMES) of the series that the dream starts are: all of them with an action."""
-    long_enough = np.flatnonzero(lengths >= DREAM_FRAMES)
-    if not len(long_enough):
-        raise settings.Refused(f"no rollout is {DREAM_FRAMES} frames long: run 01_generate_data.py with longer ones")
-    first_rows = np.cumsum(lengths + 1) - (lengths + 1)
-    chosen = random.choice(long_enough, DREAM_STARTS)
-    offsets = random.integers(0, lengths[chosen] - DREAM_FRAMES + 1)
-    offsets[: int(AT_THE_START * DREAM_STARTS)] = 0
-    return (first_rows[chosen] + offsets)[:, None] + np.arange(DREAM_FRAMES)
+def dream_starts(lengths: np.ndarray, reward: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """The rows (DREAM_STARTS, DREAM_FRAMES) of the series that the dream starts are: all of them with an action.
+
+    Only windows in which, or soon after, the car finds road (a tile pays about 3, a frame costs 0.1): from the grass
+    there is nothing to learn in the few seconds of a dream.
+    """
+    total = np.concatenate([[0.0], np.cumsum(reward, dtype=np.float64)])
+    ends = np.cumsum(lengths + 1) - 1  # the row of each drive's last observation
+    first = np.concatenate([np.arange(end - n, end - DREAM_FRAMES + 1) for end, n in zip(ends, lengths)])
+    end = ends[np.searchsorted(ends, first)]
+    first = first[total[np.minimum(first + DREAM_FRAMES + DREAM_AHEAD, end)] > total[first]]
+    if not len(first):
+        raise settings.Refused(f"no rollout of {DREAM_FRAMES} frames finds the road: run 01_generate_data.py with more")
+    at_the_start = np.isin(first, ends - lengths)
+    weight = np.full(len(first), 1 - AT_THE_START) + at_the_start * AT_THE_START * len(first) / max(
+        at_the_start.sum(), 1
+    )
+    chosen = random.choice(first, DREAM_STARTS, p=weight / weight.sum())
+    return chosen[:, None] + np.arange(DREAM_FRAMES)
 
 
 if __name__ == "__main__":

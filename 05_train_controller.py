@@ -23,6 +23,7 @@ FEATURES = "zh"  # what C sees: "zh" is z and h, "z" is V alone (paper: 906 with
 PATIENCE = 100  # a car that finds no new tile for so many frames is stopped, as if it then stood still; 0: never
 EVAL_EVERY = 10  # generations from one score of the mean on the selection tracks to the next (tutorial 25)
 EVAL_TRACKS = 32  # of the 100 selection tracks (tutorial 100)
+GO_ON = False  # True: start from the one in MODELS, after M was trained on; delete its history first
 SEED = 1  # of the search and of the tracks it drives on
 CARS = 32  # driven in lockstep by each worker: the batch that V and M see
 WORKERS = os.cpu_count()  # processes
@@ -39,7 +40,7 @@ def main() -> None:
     from models.workers import Workers
 
     origin = worlds.fingerprints(*worlds.load_models(MODELS))
-    names = ("POPULATION", "TRACKS", "SIGMA", "DIAGONAL", "FEATURES", "PATIENCE", "SEED", "CARS")
+    names = ("POPULATION", "TRACKS", "SIGMA", "DIAGONAL", "FEATURES", "PATIENCE", "GO_ON", "SEED", "CARS")
     constants = {name: globals()[name] for name in names} | {"SCRIPT": Path(__file__).name}
     with Workers(WORKERS, worlds.prepare_real, MODELS, CARS, PATIENCE) as workers:
         evolution.evolve(
@@ -56,4 +57,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    settings.run(main, globals(), zero=("PATIENCE", "SEED"), choices={"FEATURES": ("zh", "z")})
+    settings.run(main, globals(), zero=("PATIENCE", "SEED"), choices={"FEATURES": ("zh", "z"), "GO_ON": (False, True)})

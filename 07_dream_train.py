@@ -25,6 +25,7 @@ FEATURES = "zh"  # what C sees: "zh" is z and h, "z" is z alone
 PATIENCE = 100  # on the real track, a car that finds no new tile for so many frames is stopped; 0: never
 EVAL_EVERY = 10  # generations from one score of the mean, in the dream and on the selection tracks, to the next
 EVAL_TRACKS = 32  # of the 100 selection tracks, and as many dreams
+GO_ON = False  # True: start from the one in MODELS, after M was trained on; delete its history first
 SEED = 1  # of the search and of the dreams
 DREAMS = 256  # dreamt in lockstep by each worker
 CARS = 32  # driven in lockstep by each worker on the real track
@@ -44,8 +45,8 @@ def main() -> None:
     vae, rnn = worlds.load_models(MODELS)
     starts = worlds.load_starts(MODELS, vae)
     origin = worlds.fingerprints(vae, rnn)
-    names = ("POPULATION", "TRACKS", "FRAMES", "TEMPERATURE", "SIGMA", "DIAGONAL", "FEATURES", "PATIENCE", "SEED")
-    names += ("DREAMS", "CARS")
+    names = ("POPULATION", "TRACKS", "FRAMES", "TEMPERATURE", "SIGMA", "DIAGONAL", "FEATURES", "PATIENCE")
+    names += ("GO_ON", "SEED", "DREAMS", "CARS")
     constants = {name: globals()[name] for name in names} | {"SCRIPT": Path(__file__).name}
     constants["the starts"] = weights.fingerprint((starts["mu"], starts["action"]))
     with Workers(WORKERS, worlds.prepare_dream, MODELS, DREAMS, TEMPERATURE, FRAMES, CARS, PATIENCE) as workers:
@@ -63,4 +64,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    settings.run(main, globals(), zero=("PATIENCE", "SEED"), choices={"FEATURES": ("zh", "z")})
+    settings.run(main, globals(), zero=("PATIENCE", "SEED"), choices={"FEATURES": ("zh", "z"), "GO_ON": (False, True)})

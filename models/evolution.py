@@ -18,18 +18,18 @@ import numpy as np
 
 
 class Search:
-    """CMA-ES from zero over `size` numbers. The same seed and the same fitnesses give the same search, to the last bit.
+    """CMA-ES from `start` (size,). The same start, seed and fitnesses give the same search, to the last bit.
 
     With `diagonal` it learns a variance for each number instead of a full covariance matrix (sep-CMA-ES, Ros & Hansen
     2008): over 867 numbers the full matrix learns next to nothing in a few hundred generations.
     """
 
-    def __init__(self, size: int, population: int, sigma: float, seed: int, diagonal: bool) -> None:
+    def __init__(self, start: np.ndarray, population: int, sigma: float, seed: int, diagonal: bool) -> None:
         import cma
 
         random = np.random.default_rng(seed)
         self.cma = cma.CMAEvolutionStrategy(
-            np.zeros(size),
+            start,
             sigma,
             {
                 "popsize": population,
@@ -111,21 +111,23 @@ def evolve(
 ) -> None:
     """Evolve a controller in the first of `worlds`, and score the search's mean in all of them now and then.
 
-    `constants` decide the run: POPULATION, TRACKS, SIGMA, SEED, DIAGONAL, FEATURES and whatever the worlds depend on.
-    All candidates of a generation drive the same new tracks. Every `eval_every` generations the mean is scored on the
-    selection tracks; the one with the best score in the first world is kept in `best`, with the fingerprints `origin`
-    of its V and M. After each generation `history` is written, with a picture beside it; a run that finds its own
+    `constants` decide the run: POPULATION, TRACKS, SIGMA, SEED, DIAGONAL, FEATURES, GO_ON and whatever the worlds
+    depend on. All candidates of a generation drive the same new tracks. Every `eval_every` generations the mean is
+    scored on the selection tracks; the one with the best score in the first world is kept in `best`, with the
+    fingerprints `origin` of its V and M. With GO_ON the search starts from what is in `best`, made with the same V, and
+    that is scored first. After each generation `history` is written, with a picture beside it; a run that finds its own
     history goes on from there, and refuses one of other constants.
     """
     constants = {**constants, **origin, "EVAL_TRACKS": eval_tracks, "EVAL_EVERY": eval_every}
-    size = controller.PARAMETERS if constants["FEATURES"] == "zh" else controller.Z_PARAMETERS
     expand = controller.from_z if constants["FEATURES"] == "z" else np.asarray
-    search = Search(size, constants["POPULATION"], constants["SIGMA"], constants["SEED"], constants["DIAGONAL"])
-    record = _read(history, constants, worlds, made_by=str(constants["SCRIPT"]))
+    record = _read(history, constants, worlds, best)
+    start = np.array(record["start"])
+    search = Search(start, constants["POPULATION"], constants["SIGMA"], constants["SEED"], constants["DIAGONAL"])
     kept = _best_generation(record, worlds)
-    for generation, fitness in enumerate(record["fitness"], 1):
-        search.ask()
-        search.tell(fitness)
+    for generation, fitness in enumerate([None, *record["fitness"]]):
+        if fitness is not None:
+            search.ask()
+            search.tell(fitness)
         if generation == kept and not best.exists():
             weights.save_controller(best, expand(search.mean[None])[0], **origin)
     done = len(record["fitness"])
@@ -134,7 +136,23 @@ def evolve(
     if done:
         print(f"goes on after generation {done} of {history}")
     seeds = np.array(SELECTION_TRACKS[:eval_tracks])
-    start, started = time.monotonic(), done
+
+    def score(generation: int) -> str:
+        """Score the search's mean, keep it if it is the best so far, and say so."""
+        mean, note = expand(search.mean[None]), ""
+        scores = {name: drive_all(workers, name, mean, seeds)[0][0] for name in worlds}
+        record["eval_generation"].append(generation)
+        for name, returns in scores.items():
+            record[f"eval_{name}"].append(returns)
+            note += f"  {name} {returns.mean():.0f} ± {returns.std():.0f}"
+        if _best_generation(record, worlds) == generation:
+            weights.save_controller(best, mean[0], **origin)
+            note += " (best, kept)"
+        return note
+
+    if constants["GO_ON"] and not record["eval_generation"]:
+        print(f"starts from {best}:{score(0)}", flush=True)
+    begun = time.monotonic()
     for generation in range(done + 1, generations + 1):
         began = time.monotonic()
         candidates = expand(search.ask())
@@ -149,20 +167,11 @@ def evolve(
         record["frames"].append(frames)
         note = ""
         if generation % eval_every == 0 or generation == generations:
-            mean = expand(search.mean[None])
-            scores = [drive_all(workers, name, mean, seeds)[0][0] for name in worlds]
-            for name, score in zip(worlds, scores):
-                note += f"  {name} {score.mean():.0f} ± {score.std():.0f}"
-            record["eval_generation"].append(generation)
-            for name, score in zip(worlds, scores):
-                record[f"eval_{name}"].append(score)
-            if _best_generation(record, worlds) == generation:
-                weights.save_controller(best, mean[0], **origin)
-                note += " (best, kept)"
+            note = score(generation)
             _picture(history.with_suffix(".png"), record, worlds)
         record["seconds"].append(time.monotonic() - began)
         save_npz(history, constants=np.array(json.dumps(constants)), **{k: np.array(v) for k, v in record.items()})
-        left = (time.monotonic() - start) / (generation - started) * (generations - generation)
+        left = (time.monotonic() - begun) / (generation - done) * (generations - generation)
         print(
             f"generation {generation}/{generations}  best {fitness.max():.0f}  mean {fitness.mean():.0f} ± "
             f"{fitness.std():.0f}  σ {search.sigma:.3f}  {sum(record['frames']):,} frames  "
@@ -171,32 +180,42 @@ def evolve(
         )
     if done >= generations:
         print(f"{done} generations are done: GENERATIONS={2 * done} goes on")
-    if kept := _best_generation(record, worlds):
-        score = record[f"eval_{worlds[0]}"][record["eval_generation"].index(kept)]
+    kept = _best_generation(record, worlds)
+    if kept is not None:
+        returns = record[f"eval_{worlds[0]}"][record["eval_generation"].index(kept)]
         print(
-            f"best: the mean after generation {kept}, {np.mean(score):.0f} ± {np.std(score):.0f} on {len(score)} "
+            f"best: the mean after generation {kept}, {np.mean(returns):.0f} ± {np.std(returns):.0f} on {len(returns)} "
             f"selection tracks, kept in {best}; the curve is {history.with_suffix('.png')}"
         )
 
 
-def _best_generation(record: dict[str, list], worlds: tuple[str, ...]) -> int:
-    """After which generation the mean scored best in the first world; 0 before the first score."""
+def _best_generation(record: dict[str, list], worlds: tuple[str, ...]) -> int | None:
+    """After which generation the mean scored best in the first world; None before the first score."""
     scores = [np.mean(score) for score in record[f"eval_{worlds[0]}"]]
-    return record["eval_generation"][int(np.argmax(scores))] if scores else 0
+    return record["eval_generation"][int(np.argmax(scores))] if scores else None
 
 
-def _read(history: Path, constants: dict, worlds: tuple[str, ...], made_by: str) -> dict[str, list]:
-    """What a run has recorded so far, each a list with an entry a generation or an evaluation."""
-    names = ["fitness", "sigma", "frames", "seconds", "eval_generation", *(f"eval_{name}" for name in worlds)]
+def _read(history: Path, constants: dict, worlds: tuple[str, ...], best: Path) -> dict[str, list]:
+    """The search's start, and what a run has recorded so far, each a list with an entry a generation or evaluation."""
+    made_by = str(constants["SCRIPT"])
+    size = controller.PARAMETERS if constants["FEATURES"] == "zh" else controller.Z_PARAMETERS
+    names = ["start", "fitness", "sigma", "frames", "seconds", "eval_generation", *(f"eval_{name}" for name in worlds)]
     if not history.exists():
-        return {name: [] for name in names}
+        start = np.zeros(controller.PARAMETERS)
+        if constants["GO_ON"]:
+            start = weights.load_controller(best, f"{made_by} with GO_ON=False", vae=constants["vae"])
+        return {name: [] for name in names} | {"start": list(start[:size])}
     arrays = load_npz(history, made_by)
     try:
         found = dict(json.loads(str(arrays["constants"])))
         record = {name: list(arrays[name]) for name in names}
         generations, evaluations = len(record["fitness"]), len(record["eval_generation"])
         shapes = {name: (evaluations, constants["EVAL_TRACKS"]) for name in names if name.startswith("eval_")}
-        shapes |= {"fitness": (generations, constants["POPULATION"]), "eval_generation": (evaluations,)}
+        shapes |= {
+            "fitness": (generations, constants["POPULATION"]),
+            "eval_generation": (evaluations,),
+            "start": (size,),
+        }
         whole_history = generations > 0
         for name in names:
             shape = shapes.get(name, (generations,))

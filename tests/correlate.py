@@ -41,9 +41,9 @@ def main() -> None:
 
     history = settings.load_npz(Path(DATA) / "controller.npz", "05_train_controller.py")
     constants = json.loads(str(history["constants"]))
-    size = controller.PARAMETERS if constants["FEATURES"] == "zh" else controller.Z_PARAMETERS
+    start = history["start"]
     search = evolution.Search(
-        size, constants["POPULATION"], constants["SIGMA"], constants["SEED"], constants["DIAGONAL"]
+        start, constants["POPULATION"], constants["SIGMA"], constants["SEED"], constants["DIAGONAL"]
     )
     candidates = []
     for fitness in history["fitness"]:
@@ -52,7 +52,7 @@ def main() -> None:
     candidates, returns = np.concatenate(candidates), np.concatenate(history["fitness"])
     wanted = np.linspace(returns.min(), returns.max(), CONTROLLERS)
     chosen = sorted({int(np.argmin(abs(returns - value))) for value in wanted})
-    parameters = candidates[chosen] if size == controller.PARAMETERS else controller.from_z(candidates[chosen])
+    parameters = candidates[chosen] if len(start) == controller.PARAMETERS else controller.from_z(candidates[chosen])
     tracks = np.array(settings.SELECTION_TRACKS[-TRACKS:])
     prepare = (worlds.prepare_dream, MODELS, 256, TEMPERATURE, FRAMES, 32, 100)
     with Workers(WORKERS, *prepare) as workers:

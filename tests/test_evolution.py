@@ -18,6 +18,7 @@ CONSTANTS = {
     "SEED": 3,
     "DIAGONAL": True,
     "FEATURES": "zh",
+    "GO_ON": False,
     "SCRIPT": "05_train_controller.py",
 }
 TARGET = np.random.default_rng(5).normal(0, 0.3, controller.PARAMETERS)
@@ -76,7 +77,7 @@ def evolve(folder, workers=None, worlds=("real",), generations=6, constants=None
 @pytest.mark.parametrize("diagonal", [False, True])
 def test_the_search_finds_an_optimum(diagonal):
     target = np.linspace(-1, 1, 20)
-    search = evolution.Search(20, 12, 0.5, seed=1, diagonal=diagonal)
+    search = evolution.Search(np.zeros(20), 12, 0.5, seed=1, diagonal=diagonal)
     for _ in range(250):
         search.tell(-((search.ask() - target) ** 2).sum(1))
     np.testing.assert_allclose(search.mean, target, atol=0.01)
@@ -84,7 +85,7 @@ def test_the_search_finds_an_optimum(diagonal):
 
 
 def test_the_search_starts_at_zero_with_sigma():
-    search = evolution.Search(867, 400, 0.1, seed=1, diagonal=False)
+    search = evolution.Search(np.zeros(867), 400, 0.1, seed=1, diagonal=False)
     candidates = search.ask()
     assert candidates.shape == (400, 867)
     np.testing.assert_array_equal(search.mean, 0)
@@ -95,7 +96,7 @@ def test_the_search_starts_at_zero_with_sigma():
 @pytest.mark.parametrize("diagonal", [False, True])
 def test_the_same_seed_and_fitnesses_replay_the_search_to_the_last_bit(diagonal):
     random = np.random.default_rng(0)
-    searches = [evolution.Search(40, 8, 0.1, seed=4, diagonal=diagonal) for _ in range(2)]
+    searches = [evolution.Search(np.zeros(40), 8, 0.1, seed=4, diagonal=diagonal) for _ in range(2)]
     told = []
     for _ in range(30):
         np.random.seed(None)  # noqa: NPY002  whatever others do with NumPy's global generator
@@ -108,13 +109,13 @@ def test_the_same_seed_and_fitnesses_replay_the_search_to_the_last_bit(diagonal)
     assert searches[0].mean.tobytes() == searches[1].mean.tobytes()
     assert searches[0].sigma == searches[1].sigma
     assert searches[0].ask().tobytes() == searches[1].ask().tobytes()
-    other = evolution.Search(40, 8, 0.1, seed=5, diagonal=diagonal)
-    assert other.ask().tobytes() != evolution.Search(40, 8, 0.1, seed=4, diagonal=diagonal).ask().tobytes()
+    other = evolution.Search(np.zeros(40), 8, 0.1, seed=5, diagonal=diagonal)
+    assert other.ask().tobytes() != evolution.Search(np.zeros(40), 8, 0.1, seed=4, diagonal=diagonal).ask().tobytes()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_number_gone_bad_is_never_told(bad):
-    search = evolution.Search(5, 8, 0.1, seed=1, diagonal=False)
+    search = evolution.Search(np.zeros(5), 8, 0.1, seed=1, diagonal=False)
     search.ask()
     with pytest.raises(ValueError, match="not finite"):
         search.tell(np.array([1.0, bad, *range(6)]))
@@ -198,6 +199,36 @@ def test_more_generations_go_on_with_the_same_search(tmp_path, uninterrupted):
     np.testing.assert_array_equal(best, uninterrupted[1])
 
 
+def test_going_on_from_a_controller_with_another_m(tmp_path):
+    _, before, _ = evolve(tmp_path)
+    with pytest.raises(settings.Refused, match="GO_ON was False, is True"):
+        evolve(tmp_path, constants={"GO_ON": True})
+    (tmp_path / "controller.npz").unlink()
+    origin = {"vae": "0123", "rnn": "89ab"}
+    for generations in (3, 6):  # stopped and gone on with: the start is the history's, not the best since
+        record, best, found = evolve(tmp_path, constants={"GO_ON": True}, origin=origin, generations=generations)
+    np.testing.assert_array_equal(record["start"], before)
+    assert record["eval_generation"].tolist() == [0, 2, 3, 4, 6]
+    assert -((before - TARGET) ** 2).sum() == pytest.approx(record["eval_real"][0].mean(), abs=0.02)
+    assert found == origin
+    assert -((best - TARGET) ** 2).sum() == pytest.approx(record["eval_real"].mean(1).max(), abs=0.02)
+
+
+def test_a_start_that_nothing_improved_on_is_kept(tmp_path):
+    _, before, _ = evolve(tmp_path)
+    (tmp_path / "controller.npz").unlink()
+    go_on = {"GO_ON": True, "SIGMA": 100.0}
+    evolve(tmp_path, constants=go_on)
+    (tmp_path / "controller.weights.h5").unlink()
+    _, after, _ = evolve(tmp_path, constants=go_on)
+    np.testing.assert_array_equal(before, after)
+
+
+def test_nothing_to_go_on_from_is_refused(tmp_path):
+    with pytest.raises(settings.Refused, match=r"missing: run 05_train_controller\.py with GO_ON=False first"):
+        evolve(tmp_path, constants={"GO_ON": True})
+
+
 def test_a_finished_run_drives_nothing_more(tmp_path, capsys):
     evolve(tmp_path)
     workers = TwoAtOnce(Bowl())
@@ -274,6 +305,8 @@ def damage(tmp_path, **arrays):
 @pytest.mark.parametrize(
     "arrays",
     [
+        {"start": None},
+        {"start": np.zeros(99)},
         {"fitness": None},
         {"sigma": None},
         {"constants": None},

@@ -144,10 +144,12 @@ def test_series_holds_every_frame_once(trained, drives):
     rows = {series["action"][row : row + 16].tobytes(): row for row in range(len(series["mu"]) - 15)}
     places = [rows[window.tobytes()] for window in starts["action"]]
     drive_starts = np.cumsum([0, 25, 25, 31, 25, 25])
-    assert set(places[:4]) <= set(drive_starts)
-    for place in places:  # in one drive, and each frame with an action
+    for place in places:  # in one drive, each frame with an action, and on the road
         begin = drive_starts[drive_starts <= place][-1]
-        assert place + 15 < begin + series["lengths"][drive_starts.tolist().index(begin)]
+        end = begin + series["lengths"][drive_starts.tolist().index(begin)]
+        assert place + 15 < end
+        assert series["reward"][place : min(place + 48, end)].sum() > 0
+    assert set(places) & set(drive_starts)
 
 
 @pytest.mark.parametrize(("script", "name"), [("02_train_vae.py", "vae"), ("04_train_rnn.py", "rnn")])
