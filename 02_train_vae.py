@@ -167,8 +167,15 @@ def draw(history: list[dict], best: dict, frames: np.ndarray, reconstruct: Calla
     paths = [Path(DATA, f"vae_{name}.png") for name in ("loss", "reconstructions", "latents")]
     with pictures.figure(paths[0], "V learns to see") as ax:
         trained = [entry for entry in history if entry["train"] is not None]
-        ax.plot([entry["epoch"] for entry in trained], [entry["train"] for entry in trained], label="training")
-        ax.plot([entry["epoch"] for entry in history], [entry["loss"] for entry in history], label="held-out rollouts")
+        ax.plot(
+            [entry["epoch"] for entry in trained], [entry["train"] for entry in trained], marker=".", label="training"
+        )
+        ax.plot(
+            [entry["epoch"] for entry in history],
+            [entry["loss"] for entry in history],
+            marker=".",
+            label="held-out rollouts",
+        )
         ax.set(xlabel=f"epoch of {FRAMES_PER_EPOCH:,} frames", ylabel="squared error + KL, a picture", yscale="log")
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.legend()

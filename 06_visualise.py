@@ -56,20 +56,16 @@ def main() -> None:
         except settings.Refused as error:
             print(f"no window: {error}; the files are made all the same")
 
-    from models import weights, worlds
+    from models import worlds
 
     folder = choose_weights()
     vae, rnn, parameters = worlds.load(folder, CONTROLLER)
     starts = worlds.load_starts(folder, vae)
-    dreamer, who = parameters, CONTROLLER
-    if (path := folder / "dream_controller.weights.h5").exists():
-        origin = worlds.fingerprints(vae, rnn)
-        dreamer, who = weights.load_controller(path, worlds.MADE_BY["dream_controller"], **origin), "dream_controller"
 
     drive = Drive(vae, rnn, parameters, window)
     announce(*pictures.moving(named("agent.gif"), drive.film(), RATE / EVERY))
     announce(*drive.expectations())
-    announce(*pictures.moving(Path(DATA, "dreams.gif"), dreams(vae, rnn, starts, dreamer, who), RATE / EVERY))
+    announce(*pictures.moving(named("dreams.gif"), dreams(vae, rnn, starts, parameters), RATE / EVERY))
     curves(folder)
     if EPISODES:
         score(folder, parameters)
@@ -227,7 +223,7 @@ class Drive:
         return paths
 
 
-def dreams(vae, rnn, starts: dict, parameters: np.ndarray, who: str) -> list[np.ndarray]:
+def dreams(vae, rnn, starts: dict, parameters: np.ndarray) -> list[np.ndarray]:
     """The pictures of dreams.gif: what a controller sees while it drives in M's head."""
     from models import pictures
     from models.worlds import DreamWorld
@@ -236,7 +232,8 @@ def dreams(vae, rnn, starts: dict, parameters: np.ndarray, who: str) -> list[np.
     world = DreamWorld(rnn, starts, DREAMS, TEMPERATURE, DREAM_FRAMES)
     tracks = np.arange(TRACK, TRACK + DREAMS)
     returns, lengths = world.drive(np.tile(parameters, (DREAMS, 1)), tracks, lambda now: seen[now.pair].append(now))
-    print(f"{DREAMS} dreams of the {who}: an expected reward of {returns.mean():.1f} ± {returns.std():.1f}")
+    who = f"{DREAMS} dreams of the {CONTROLLER.replace('_', ' ')}"
+    print(f"{who}: an expected reward of {returns.mean():.1f} ± {returns.std():.1f}")
     views = [decode(vae, np.array([now.z for now in dream[::EVERY]], np.float32)) for dream in seen]
     totals = [np.cumsum([now.reward for now in dream]) for dream in seen]
     film = []
@@ -246,7 +243,7 @@ def dreams(vae, rnn, starts: dict, parameters: np.ndarray, who: str) -> list[np.
             for total, n in zip(totals, lengths)
         ]
         now = [view[min(frame // EVERY, len(view) - 1)] for view in views]
-        title = f"{DREAMS} dreams of the {who.replace('_', ' ')}     {frame / RATE:.1f} s     temperature {TEMPERATURE}"
+        title = f"{who}     {frame / RATE:.1f} s     temperature {TEMPERATURE}"
         film.append(pictures.tiles(now, labels, 4, title))
     return film
 

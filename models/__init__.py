@@ -13,3 +13,14 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 # After Ctrl-C the workers end with their parent; what multiprocessing then cleans up, a user need not know.
 os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
+
+
+def _told(kind: type[BaseException], error: BaseException, trace) -> None:
+    """Ctrl-C while a script is still importing: one line, and exit code 130, as later by `settings.run`."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("stopped before it began", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _told

@@ -73,7 +73,10 @@ def run(
 
 
 def _read_shell(constants: dict, arguments: list[str]) -> None:
-    names = [name for name in constants if re.fullmatch(r"[A-Z][A-Z0-9_]*", name)]
+    kinds = int | float | str | tuple  # not what was imported, such as ROLLOUT_TRACKS
+    names = [
+        name for name, value in constants.items() if re.fullmatch(r"[A-Z][A-Z0-9_]*", name) and isinstance(value, kinds)
+    ]
     if any(argument in ("-h", "--help") for argument in arguments):
         lines = Path(constants["__file__"]).read_text().splitlines()
         print(constants["__doc__"].strip(), "\n\nConstants (edit them, or set them for one run as NAME=value):\n")
@@ -91,7 +94,7 @@ def _read_shell(constants: dict, arguments: list[str]) -> None:
         if isinstance(old, str) and type(value) in (int, float):
             value = text  # a folder may be named 2026
         if not _alike(value, old):
-            raise Refused(f"{name}={text}: expected a {type(old).__name__} such as {old!r}")
+            raise Refused(f"{name}={text}: expected something such as {old!r}")
         constants[name] = float(value) if isinstance(old, float) else value
 
 

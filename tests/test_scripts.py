@@ -178,7 +178,7 @@ BAD = [
     (EVOLVE, "EVAL_TRACKS=101", "EVAL_TRACKS can be 100 at most"),
     (EVOLVE, "FEATURES=h", "FEATURES=h must be one of zh, z"),
     (DREAM, "TEMPERATURE=0", "TEMPERATURE=0.0 must be above 0"),
-    (DREAM, "DREAMS=1.5", "DREAMS=1.5: expected a int"),
+    (DREAM, "DREAMS=1.5", "DREAMS=1.5: expected something such as"),
     (DREAM, "POPULATION=2", "POPULATION must be at least 4"),
 ]
 
