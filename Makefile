@@ -46,12 +46,13 @@ demo: setup
 	$(PY) 06_visualise.py $(DEMO) $(DEMO_06)
 	@echo; echo 'The demo made:'; find data/demo -name '*.gif' -o -name '*.mp4' -o -name '*.png' | sort | sed 's/^/  /'
 
-# All steps at tutorial scale. Between 04 and 05 two rounds of the paper's iteration, the quick way: a controller that
-# learned in the dream drives the real car, with noise, and M learns on from where that led. Such a round takes minutes.
+# All steps at tutorial scale, with three rounds of the paper's iteration in between: who has learned to drive drives on
+# new tracks, with noise on its actions, and M learns on from where that led. The first two drivers learned in M's dream,
+# which takes minutes; the third on the real track, and it goes on learning there with the M that comes of it.
 # A step that is done leaves a mark in data/train: the same command goes on where it was stopped.
 once = @test -e data/train/$(1) || { echo '== $(1): $(2)'; $(PY) $(2) && mkdir -p data/train && touch data/train/$(1); }
-LOOK := EVAL_EVERY=15 EVAL_TRACKS=16 PATIENCE=50
-DRIVE := POLICY=controller CONTROLLER=dream_controller ROLLOUTS=400 STEPS=600
+DREAM := EVAL_EVERY=15 EVAL_TRACKS=16 PATIENCE=50
+DRIVE := POLICY=controller ROLLOUTS=400
 LEARN_ON := GO_ON=True EPOCHS=12 LEARNING_RATE=0.001 LEARNING_RATE_DECAY=0.8
 
 train: setup
@@ -59,15 +60,19 @@ train: setup
 	$(call once,02,02_train_vae.py)
 	$(call once,03,03_series.py)
 	$(call once,04,04_train_rnn.py)
-	$(call once,round-1-07,07_dream_train.py GENERATIONS=150 $(LOOK) DATA=data/round-1)
-	$(call once,round-1-01,01_generate_data.py FIRST=10000 $(DRIVE))
+	$(call once,round-1-07,07_dream_train.py GENERATIONS=150 $(DREAM) DATA=data/round-1)
+	$(call once,round-1-01,01_generate_data.py FIRST=10000 $(DRIVE) CONTROLLER=dream_controller STEPS=600)
 	$(call once,round-1-03,03_series.py)
 	$(call once,round-1-04,04_train_rnn.py $(LEARN_ON))
-	$(call once,round-2-07,07_dream_train.py GENERATIONS=120 $(LOOK) DATA=data/round-2)
-	$(call once,round-2-01,01_generate_data.py FIRST=20000 $(DRIVE))
+	$(call once,round-2-07,07_dream_train.py GENERATIONS=120 $(DREAM) DATA=data/round-2)
+	$(call once,round-2-01,01_generate_data.py FIRST=20000 $(DRIVE) CONTROLLER=dream_controller STEPS=600)
 	$(call once,round-2-03,03_series.py)
 	$(call once,round-2-04,04_train_rnn.py $(LEARN_ON))
-	$(call once,05,05_train_controller.py)
+	$(call once,round-3-05,05_train_controller.py GENERATIONS=30 DATA=data/round-3)
+	$(call once,round-3-01,01_generate_data.py FIRST=30000 $(DRIVE) STEPS=1000)
+	$(call once,round-3-03,03_series.py)
+	$(call once,round-3-04,04_train_rnn.py $(LEARN_ON))
+	$(call once,05,05_train_controller.py GO_ON=True SEED=2 GENERATIONS=170)
 	$(call once,07,07_dream_train.py)
 	$(PY) 06_visualise.py
 
