@@ -108,6 +108,16 @@ def test_they_write_what_they_say(trained):
     assert (folder / "models" / "vae.weights.h5").stat().st_size < 18e6  # without the optimizer
 
 
+def test_less_noise_in_z_lowers_its_floor(trained, copy):
+    def floor(printed):
+        return float(printed.partition("V's own noise")[2].split()[0])
+
+    (copy / "models" / "rnn.checkpoint.npz").unlink()
+    code, printed = run("04_train_rnn.py", copy, "EPOCHS=1", "Z_NOISE=0.5")
+    assert code == 0
+    assert floor(printed) == pytest.approx(floor(trained[1]["04_train_rnn.py"]) + np.log(0.5), abs=0.002)
+
+
 def test_series_holds_every_frame_once(trained, drives):
     folder, _ = trained
     series = settings.load_npz(folder / "data" / "series.npz", "03_series.py")
