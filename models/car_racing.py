@@ -31,6 +31,7 @@ FRAMES = 1_000  # an episode's most; gym.make's time limit
 PIXELS = 3.0  # the texture's, per world unit; a 64×64 picture has 1.04 × 1.30 of them
 EDGE = 340.0  # the texture ends here, just beyond the field: all is black out there
 LEVELS = 5  # the texture and its halvings, for the zoom of the first second
+FAT = 0.5 / PIXELS  # OpenCV's smooth edges make a polygon so much too wide on each side, in world units
 SHADE = 2  # smoothscale rounds down, twice: gym's flat areas come out this much too dark
 ZOOM_FRAMES = gym_racing.FPS  # the camera flies in for one second
 TRACKS_KEPT = 8  # in memory, 4 MB each
@@ -169,7 +170,7 @@ class _Track:
         self.tiles = [tile.fixtures[0].shape.vertices for tile in game.road]
         self.road_poly = game.road_poly
         self.shapes = [
-            (_points(corners), [int(c) - SHADE if c > SHADE else 0 for c in colour])
+            (_points(_narrowed(corners)), [int(c) - SHADE if c > SHADE else 0 for c in colour])
             for corners, colour in game.road_poly
         ]
         self.draw(texture)
@@ -227,6 +228,14 @@ def _points(corners: list, origin: tuple[int, int] = (0, 0)) -> np.ndarray:
     return np.round(((np.asarray(corners) + EDGE) * PIXELS - 0.5 - np.asarray(origin)) * 16).astype(np.int32)
 
 
+def _narrowed(corners: list) -> np.ndarray:
+    """A piece of road or kerb (left, right, right ahead, left ahead), by FAT on each side; ahead comes the next."""
+    left, right = np.array((corners[0], corners[3])), np.array((corners[1], corners[2]))
+    inwards = (right - left) * (FAT / np.linalg.norm(right - left, axis=1, keepdims=True))
+    left, right = left + inwards, right - inwards
+    return np.array((left[0], right[0], right[1], left[1]))
+
+
 @lru_cache(maxsize=1)
 def _field() -> np.ndarray:
     """The texture of a field without a road: black, ground, and gym's pattern of grass."""
@@ -237,7 +246,7 @@ def _field() -> np.ndarray:
     cv2.fillConvexPoly(texture, _points((2 * square - 1) * field), [100, 202, 100], cv2.LINE_AA, shift=4)
     for x in range(-20, 20, 2):
         for y in range(-20, 20, 2):
-            points = _points((square + np.array([x, y])) * gym_racing.GRASS_DIM)
+            points = _points((square + np.array([x, y])) * gym_racing.GRASS_DIM + FAT * (1 - 2 * square))
             cv2.fillConvexPoly(texture, points, [100, 228, 100], cv2.LINE_AA, shift=4)
     return texture
 
@@ -340,11 +349,12 @@ def _draw_bar(picture: np.ndarray, car: gym_racing.Car, score: float) -> None:
     np.copyto(bar, _score(int(score)))
     vx, vy = car.hull.linearVelocity
     # Screen pixels per unit of each value, as in CarRacing._render_indicators; less than 1e-4 is not drawn.
-    bar += _gauge("speed", math.ceil(-0.4 * math.sqrt(vx * vx + vy * vy)))
-    for i in range(4):
-        bar += _gauge(i, math.ceil(-0.2 * wheels[i].omega))
-    bar += _gauge("steering", math.floor(-250.0 * wheels[0].joint.angle))
-    bar += _gauge("turning", math.floor(-20.0 * car.hull.angularVelocity))
+    gauges = [("speed", math.floor(-0.4 * math.sqrt(vx * vx + vy * vy)))]
+    gauges += [(i, math.floor(-0.2 * wheels[i].omega)) for i in range(4)]
+    gauges += [("steering", math.floor(-250.0 * wheels[0].joint.angle))]
+    gauges += [("turning", math.floor(-20.0 * car.hull.angularVelocity))]
+    for gauge, pixels in gauges:
+        cv2.add(bar, _gauge(gauge, pixels), bar)  # not past 255: the wheels' gauges touch each other
 
 
 _UNITS = {"speed": -0.4, "steering": -250.0, "turning": -20.0}

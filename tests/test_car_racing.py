@@ -33,7 +33,12 @@ def test_the_fast_world_is_gyms(drive):
     result = compare.compare(drive)
     assert result.same
     assert result.left_field == (drive.kind == "leave")
-    assert np.mean(result.differences) <= 1.0
+    assert np.mean(result.differences) <= 0.5
+    kept = [(gyms.astype(float), ours) for t, gyms, ours in result.frames if t > car_racing.ZOOM_FRAMES]
+    apart = np.mean([gyms - ours for gyms, ours in kept], 0)
+    # Not a shade, nor a road that is a little too wide: V turns that into another z, and the agent pays for it on gym.
+    assert result.left_field or np.abs(apart[:56].mean((0, 1))).max() < 0.2
+    assert np.abs(apart[56:]).mean() < 0.15  # the bar with the gauges
     assert max(result.differences[car_racing.ZOOM_FRAMES + 1 :]) <= 3.0
 
 
