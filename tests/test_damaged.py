@@ -215,8 +215,9 @@ def test_a_damaged_history(tmp_path, kind):
     path = tmp_path / "controller.npz"
     settings.save_npz(path, mu=np.random.default_rng(0).normal(size=1000))
     NPZ[kind](path)
+    constants = {"POPULATION": 8, "EVAL_TRACKS": 5, "FEATURES": "zh", "SCRIPT": "05_train_controller.py"}
     with pytest.raises(settings.Refused) as error:
-        evolution._read(path, {"POPULATION": 8, "EVAL_TRACKS": 5}, ("real",), "05_train_controller.py")
+        evolution._read(path, constants, ("real",), tmp_path / "controller.weights.h5")
     one_line(error, path, "run 05_train_controller.py")
 
 
