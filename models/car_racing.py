@@ -198,7 +198,7 @@ class _Track:
             cv2.fillConvexPoly(patch, _points(self.tiles[tile], low), [tint] * 3, cv2.LINE_AA, shift=4)
             self.patches[tile] = (slice(low[1], high[1]), slice(low[0], high[0])), patch
         place, patch = self.patches[tile]
-        texture[place] -= patch
+        texture[place] = cv2.subtract(texture[place], patch)  # not below 0: the patch may touch a red kerb
 
 
 class _Tracks:
