@@ -50,6 +50,7 @@ def random_rollout(env, seed: int, steps: int) -> dict[str, np.ndarray]:
     random = np.random.default_rng(seed)
     frame, _ = env.reset(seed=seed)
     kind, restless, wanders = random.random(), random.uniform(0.1, 1.0), random.random() < WANDERING
+    heavy = random.random()  # the least gas this driver gives: some never lift, and M must know how that ends
     straight_on = kind < LEAVING
     if straight_on:
         x, y = random.uniform(-1, 1, 2)
@@ -64,12 +65,12 @@ def random_rollout(env, seed: int, steps: int) -> dict[str, np.ndarray]:
     for t in range(steps):
         if held == 0:
             held = random.integers(1, HOLD + 1)
-            brake = random.random() < 0.15 and not straight_on
+            coasts, brakes = random.random(2) < 0.15
             action = np.array(
                 [
                     np.clip(random.normal(0, 0.1 if straight_on else restless), -1, 1),
-                    0.0 if brake else random.uniform(0.3 if straight_on else 0, 1),
-                    random.uniform(0, 0.8) if brake else 0.0,
+                    random.uniform(heavy, 1) if straight_on or not coasts else 0.0,
+                    random.random() if brakes and not straight_on else 0.0,
                 ]
             )
         held -= 1

@@ -17,8 +17,10 @@ from models import settings
 GENERATIONS = 200  # tutorial 200; paper 1,800
 POPULATION = 32  # controllers a generation (tutorial 32; paper 64)
 TRACKS = 4  # that each of them drives, the same for all (tutorial 4 episodes; paper 16)
+REPLAYED = 0  # of them, so many are earlier ones that went badly; half of them once C drives well
 SIGMA = 0.1  # how far the first ones are spread around zero
 DIAGONAL = False  # True: learn a variance for each number instead of a full covariance matrix
+COMPONENTS = 40  # principal components of what C sees that the search moves along; 0: every number by itself
 FEATURES = "zh"  # what C sees: "zh" is z and h, "z" is V alone (paper: 906 with h, 632 without)
 PATIENCE = 100  # a car that finds no new tile for so many frames is stopped, as if it then stood still; 0: never
 EVAL_EVERY = 10  # generations from one score of the mean on the selection tracks to the next (tutorial 25)
@@ -39,8 +41,22 @@ def main() -> None:
     from models import worlds
     from models.workers import Workers
 
-    origin = worlds.fingerprints(*worlds.load_models(MODELS))
-    names = ("POPULATION", "TRACKS", "SIGMA", "DIAGONAL", "FEATURES", "PATIENCE", "GO_ON", "SEED", "CARS")
+    vae, rnn = worlds.load_models(MODELS)
+    starts = worlds.load_starts(MODELS, vae)
+    origin = worlds.fingerprints(vae, rnn)
+    names = (
+        "POPULATION",
+        "TRACKS",
+        "REPLAYED",
+        "SIGMA",
+        "DIAGONAL",
+        "COMPONENTS",
+        "FEATURES",
+        "PATIENCE",
+        "GO_ON",
+        "SEED",
+        "CARS",
+    )
     constants = {name: globals()[name] for name in names} | {"SCRIPT": Path(__file__).name}
     with Workers(WORKERS, worlds.prepare_real, MODELS, CARS, PATIENCE) as workers:
         evolution.evolve(
@@ -48,6 +64,7 @@ def main() -> None:
             ("real",),
             constants,
             origin,
+            worlds.directions(rnn, starts, FEATURES, COMPONENTS),
             generations=GENERATIONS,
             eval_every=EVAL_EVERY,
             eval_tracks=EVAL_TRACKS,
@@ -57,4 +74,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    settings.run(main, globals(), zero=("PATIENCE", "SEED"), choices={"FEATURES": ("zh", "z"), "GO_ON": (False, True)})
+    settings.run(
+        main,
+        globals(),
+        zero=("PATIENCE", "SEED", "REPLAYED"),
+        choices={"FEATURES": ("zh", "z"), "GO_ON": (False, True)},
+    )

@@ -21,6 +21,7 @@ FRAMES = 400  # of a dream, at most: M's dreams get stranger the longer they las
 TEMPERATURE = 1.0  # of the dream: above 1 it is less certain, and harder to cheat (paper, section 4.3: 1.15 for Doom)
 SIGMA = 0.1  # how far the first ones are spread around zero
 DIAGONAL = False  # True: learn a variance for each number instead of a full covariance matrix
+COMPONENTS = 40  # principal components of what C sees that the search moves along; 0: every number by itself
 FEATURES = "zh"  # what C sees: "zh" is z and h, "z" is z alone
 PATIENCE = 100  # on the real track, a car that finds no new tile for so many frames is stopped; 0: never
 EVAL_EVERY = 10  # generations from one score of the mean, in the dream and on the selection tracks, to the next
@@ -45,9 +46,9 @@ def main() -> None:
     vae, rnn = worlds.load_models(MODELS)
     starts = worlds.load_starts(MODELS, vae)
     origin = worlds.fingerprints(vae, rnn)
-    names = ("POPULATION", "TRACKS", "FRAMES", "TEMPERATURE", "SIGMA", "DIAGONAL", "FEATURES", "PATIENCE")
+    names = ("POPULATION", "TRACKS", "FRAMES", "TEMPERATURE", "SIGMA", "DIAGONAL", "COMPONENTS", "FEATURES", "PATIENCE")
     names += ("GO_ON", "SEED", "DREAMS", "CARS")
-    constants = {name: globals()[name] for name in names} | {"SCRIPT": Path(__file__).name}
+    constants = {name: globals()[name] for name in names} | {"SCRIPT": Path(__file__).name, "REPLAYED": 0}
     constants["the starts"] = weights.fingerprint((starts["mu"], starts["action"]))
     with Workers(WORKERS, worlds.prepare_dream, MODELS, DREAMS, TEMPERATURE, FRAMES, CARS, PATIENCE) as workers:
         evolution.evolve(
@@ -55,6 +56,7 @@ def main() -> None:
             ("dream", "real"),
             constants,
             origin,
+            worlds.directions(rnn, starts, FEATURES, COMPONENTS),
             generations=GENERATIONS,
             eval_every=EVAL_EVERY,
             eval_tracks=EVAL_TRACKS,

@@ -4,8 +4,7 @@ import numpy as np
 
 FEATURES = 288  # z (32) and h (256)
 ACTIONS = 3  # steering -1..1, gas 0..1, brake 0..1
-PARAMETERS = ACTIONS + FEATURES * ACTIONS  # 867: three biases, then a 288×3 matrix, row by row
-Z_PARAMETERS = ACTIONS + 32 * ACTIONS  # of a controller that sees z alone
+PARAMETERS = (1 + FEATURES) * ACTIONS  # 867: three biases, then a 288×3 matrix, row by row
 
 
 def act(parameters: np.ndarray, features: np.ndarray) -> np.ndarray:
@@ -22,8 +21,18 @@ def act(parameters: np.ndarray, features: np.ndarray) -> np.ndarray:
     return actions
 
 
-def from_z(parameters: np.ndarray) -> np.ndarray:
-    """Controllers that see z alone, (n, 99), as ones of full size that ignore h (the paper's "V model only")."""
-    full = np.zeros((len(parameters), PARAMETERS), parameters.dtype)
-    full[:, :Z_PARAMETERS] = parameters
-    return full
+def directions(features: np.ndarray, components: int) -> np.ndarray:
+    """The directions that a search moves a controller in: float32 (1 + components, 289), each a bias and 288 weights.
+
+    From `features` that controllers see, (n, 288), or (n, 32) for those that see z alone: the bias, then the first
+    principal components of the features. A step of 1 along one of them lets the sum of an action vary by 1 over the
+    features. There are fewer where the features vary in fewer directions.
+    """
+    middle = features.mean(0)
+    variances, axes = np.linalg.eigh(np.cov(features, rowvar=False))
+    kept = np.flatnonzero(variances > 1e-6 * variances[-1])[::-1][:components]
+    axes = (axes[:, kept] / np.sqrt(variances[kept])).T
+    rows = np.zeros((1 + len(kept), 1 + FEATURES), np.float32)
+    rows[0, 0] = 1
+    rows[1:, 0], rows[1:, 1 : 1 + len(middle)] = -axes @ middle, axes
+    return rows

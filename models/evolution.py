@@ -16,20 +16,26 @@ from models.workers import Workers
 
 import numpy as np
 
+RECENT = 25  # generations whose tracks may be driven again
+
 
 class Search:
-    """CMA-ES from `start` (size,). The same start, seed and fitnesses give the same search, to the last bit.
+    """CMA-ES around the controller `start` (867,): three numbers, one an action, for each row of `basis` (k, 289).
 
-    With `diagonal` it learns a variance for each number instead of a full covariance matrix (sep-CMA-ES, Ros & Hansen
-    2008): over 867 numbers the full matrix learns next to nothing in a few hundred generations.
+    The same start, basis, seed and fitnesses give the same search, to the last bit. With `diagonal` it learns a
+    variance for each direction instead of a full covariance matrix (sep-CMA-ES, Ros & Hansen 2008), which takes far
+    fewer generations where the directions are the right ones.
     """
 
-    def __init__(self, start: np.ndarray, population: int, sigma: float, seed: int, diagonal: bool) -> None:
+    def __init__(
+        self, start: np.ndarray, basis: np.ndarray, population: int, sigma: float, seed: int, diagonal: bool
+    ) -> None:
         import cma
 
         random = np.random.default_rng(seed)
+        self.start, self.basis = start, basis
         self.cma = cma.CMAEvolutionStrategy(
-            start,
+            np.zeros(controller.ACTIONS * len(basis)),
             sigma,
             {
                 "popsize": population,
@@ -42,9 +48,9 @@ class Search:
         )
 
     def ask(self) -> np.ndarray:
-        """The next generation's candidates, (population, size)."""
+        """The next generation's candidates, (population, 867)."""
         self.asked = self.cma.ask()
-        return np.array(self.asked)
+        return self._controllers(np.array(self.asked))
 
     def tell(self, fitness: np.ndarray) -> None:
         """How well each of them did, higher is better. Raises ValueError for a number that is not finite."""
@@ -54,8 +60,12 @@ class Search:
 
     @property
     def mean(self) -> np.ndarray:
-        """The middle of the distribution, (size,): what the search has come to. Its best draw was mostly luck."""
-        return np.array(self.cma.mean)
+        """The middle of the distribution, (867,): what the search has come to. Its best draw was mostly luck."""
+        return self._controllers(self.cma.mean[None])[0]
+
+    def _controllers(self, numbers: np.ndarray) -> np.ndarray:
+        steps = self.basis.T @ numbers.reshape(len(numbers), -1, controller.ACTIONS)
+        return self.start + steps.reshape(len(numbers), -1)
 
     @property
     def sigma(self) -> float:
@@ -87,6 +97,8 @@ def check(constants: dict) -> None:
     """Raises `Refused` for constants that `evolve` can do nothing with, before anything is loaded."""
     if constants["POPULATION"] < 4:
         raise Refused("POPULATION must be at least 4: the better half of it is what CMA-ES learns from")
+    if constants["REPLAYED"] >= constants["TRACKS"]:
+        raise Refused("REPLAYED must be less than TRACKS: some of the tracks must be new")
     if len(SELECTION_TRACKS) < constants["EVAL_TRACKS"]:
         raise Refused(f"EVAL_TRACKS can be {len(SELECTION_TRACKS)} at most")
     if len(EVOLUTION_TRACKS) < _first_track(constants, constants["GENERATIONS"] + 1):
@@ -97,11 +109,29 @@ def _first_track(constants: dict, generation: int) -> int:
     return (constants["SEED"] * 1_000_000 + generation) * constants["TRACKS"]
 
 
+def _tracks(constants: dict, generation: int, record: dict[str, list]) -> np.ndarray:
+    """The tracks of a generation: new ones, and REPLAYED of those that went worst when they were last driven.
+
+    Most drives go well before all do; then nearly every new track says nothing about how to lose the road less often
+    (prioritized level replay, Jiang et al. 2021). They come from the worst quarter of the last RECENT generations.
+    """
+    first = _first_track(constants, generation)
+    tracks = np.array(EVOLUTION_TRACKS[first : first + constants["TRACKS"]])
+    recent = (np.ravel(record[name][-RECENT:]) for name in ("tracks", "track_returns"))
+    last = {int(track): found for track, found in zip(*recent)}
+    worst = sorted(last, key=last.get)[: len(last) // 4]
+    replayed = min(constants["REPLAYED"], len(worst))
+    if replayed:
+        tracks[:replayed] = np.random.default_rng(first).choice(worst, replayed, replace=False)
+    return tracks
+
+
 def evolve(
     workers: Workers,
     worlds: tuple[str, ...],
     constants: dict,
     origin: dict[str, str],
+    basis: np.ndarray,
     *,
     generations: int,
     eval_every: int,
@@ -111,25 +141,24 @@ def evolve(
 ) -> None:
     """Evolve a controller in the first of `worlds`, and score the search's mean in all of them now and then.
 
-    `constants` decide the run: POPULATION, TRACKS, SIGMA, SEED, DIAGONAL, FEATURES, GO_ON and whatever the worlds
-    depend on. All candidates of a generation drive the same new tracks. Every `eval_every` generations the mean is
-    scored on the selection tracks; the one with the best score in the first world is kept in `best`, with the
-    fingerprints `origin` of its V and M. With GO_ON the search starts from what is in `best`, made with the same V, and
-    that is scored first. After each generation `history` is written, with a picture beside it; a run that finds its own
-    history goes on from there, and refuses one of other constants.
+    `constants` decide the run: POPULATION, TRACKS, REPLAYED, SIGMA, SEED, DIAGONAL, GO_ON and whatever else it depends
+    on. The search moves along the rows of `basis` (k, 289). All candidates of a generation drive the same tracks. Every
+    `eval_every` generations the mean is scored on the selection tracks; the one with the best score in the first
+    world is kept in `best`, with the fingerprints `origin` of its V and M. With GO_ON the search starts from what is in
+    `best`, made with the same V, and that is scored first. After each generation `history` is written, with a picture
+    beside it; a run that finds its own history goes on from there, and refuses one of other constants.
     """
     constants = {**constants, **origin, "EVAL_TRACKS": eval_tracks, "EVAL_EVERY": eval_every}
-    expand = controller.from_z if constants["FEATURES"] == "z" else np.asarray
-    record = _read(history, constants, worlds, best)
-    start = np.array(record["start"])
-    search = Search(start, constants["POPULATION"], constants["SIGMA"], constants["SEED"], constants["DIAGONAL"])
+    record = _read(history, constants, worlds, best, basis)
+    start, basis = np.array(record["start"]), np.array(record["basis"])
+    search = Search(start, basis, constants["POPULATION"], constants["SIGMA"], constants["SEED"], constants["DIAGONAL"])
     kept = _best_generation(record, worlds)
     for generation, fitness in enumerate([None, *record["fitness"]]):
         if fitness is not None:
             search.ask()
             search.tell(fitness)
         if generation == kept and not best.exists():
-            weights.save_controller(best, expand(search.mean[None])[0], **origin)
+            weights.save_controller(best, search.mean, **origin)
     done = len(record["fitness"])
     each = f"{constants['POPULATION']} controllers a generation, each on {constants['TRACKS']} tracks"
     print(f"{each}; the workers take a few seconds to start", flush=True)
@@ -139,14 +168,14 @@ def evolve(
 
     def score(generation: int) -> str:
         """Score the search's mean, keep it if it is the best so far, and say so."""
-        mean, note = expand(search.mean[None]), ""
-        scores = {name: drive_all(workers, name, mean, seeds)[0][0] for name in worlds}
+        mean, note = search.mean, ""
+        scores = {name: drive_all(workers, name, mean[None], seeds)[0][0] for name in worlds}
         record["eval_generation"].append(generation)
         for name, returns in scores.items():
             record[f"eval_{name}"].append(returns)
             note += f"  {name} {returns.mean():.0f} ± {returns.std():.0f}"
         if _best_generation(record, worlds) == generation:
-            weights.save_controller(best, mean[0], **origin)
+            weights.save_controller(best, mean, **origin)
             note += " (best, kept)"
         return note
 
@@ -155,14 +184,15 @@ def evolve(
     begun = time.monotonic()
     for generation in range(done + 1, generations + 1):
         began = time.monotonic()
-        candidates = expand(search.ask())
-        first = _first_track(constants, generation)
-        tracks = np.array(EVOLUTION_TRACKS[first : first + constants["TRACKS"]])
+        candidates = search.ask()
+        tracks = _tracks(constants, generation, record)
         returns, frames = drive_all(workers, worlds[0], candidates, tracks)
         fitness = returns.mean(1)
         search.tell(fitness)
         seconds = time.monotonic() - began
         record["fitness"].append(fitness)
+        record["tracks"].append(tracks)
+        record["track_returns"].append(returns.mean(0))
         record["sigma"].append(search.sigma)
         record["frames"].append(frames)
         note = ""
@@ -195,16 +225,26 @@ def _best_generation(record: dict[str, list], worlds: tuple[str, ...]) -> int | 
     return record["eval_generation"][int(np.argmax(scores))] if scores else None
 
 
-def _read(history: Path, constants: dict, worlds: tuple[str, ...], best: Path) -> dict[str, list]:
-    """The search's start, and what a run has recorded so far, each a list with an entry a generation or evaluation."""
+def _read(history: Path, constants: dict, worlds: tuple[str, ...], best: Path, basis: np.ndarray) -> dict[str, list]:
+    """The search's start and directions, and what a run has recorded so far: lists with an entry a generation."""
     made_by = str(constants["SCRIPT"])
-    size = controller.PARAMETERS if constants["FEATURES"] == "zh" else controller.Z_PARAMETERS
-    names = ["start", "fitness", "sigma", "frames", "seconds", "eval_generation", *(f"eval_{name}" for name in worlds)]
+    names = [
+        "start",
+        "basis",
+        "fitness",
+        "tracks",
+        "track_returns",
+        "sigma",
+        "frames",
+        "seconds",
+        "eval_generation",
+        *(f"eval_{name}" for name in worlds),
+    ]
     if not history.exists():
         start = np.zeros(controller.PARAMETERS)
         if constants["GO_ON"]:
             start = weights.load_controller(best, f"{made_by} with GO_ON=False", vae=constants["vae"])
-        return {name: [] for name in names} | {"start": list(start[:size])}
+        return {name: [] for name in names} | {"start": list(start), "basis": list(basis)}
     arrays = load_npz(history, made_by)
     try:
         found = dict(json.loads(str(arrays["constants"])))
@@ -213,10 +253,13 @@ def _read(history: Path, constants: dict, worlds: tuple[str, ...], best: Path) -
         shapes = {name: (evaluations, constants["EVAL_TRACKS"]) for name in names if name.startswith("eval_")}
         shapes |= {
             "fitness": (generations, constants["POPULATION"]),
+            "tracks": (generations, constants["TRACKS"]),
+            "track_returns": (generations, constants["TRACKS"]),
             "eval_generation": (evaluations,),
-            "start": (size,),
+            "start": (controller.PARAMETERS,),
+            "basis": (len(record["basis"]), 1 + controller.FEATURES),
         }
-        whole_history = generations > 0
+        whole_history = generations > 0 and len(record["basis"]) > 0
         for name in names:
             shape = shapes.get(name, (generations,))
             fits = arrays[name].shape == shape or len(arrays[name]) == shape[0] == 0

@@ -50,7 +50,7 @@ FINDS = {
     TRAIN_V: ("rollouts",),
     SERIES: ("rollouts", "vae.weights.h5"),
     TRAIN_M: ("series.npz", "vae.weights.h5"),
-    EVOLVE: ("vae.weights.h5", "rnn.weights.h5"),
+    EVOLVE: ("vae.weights.h5", "rnn.weights.h5", "dream_starts.npz"),
     DREAM: ("vae.weights.h5", "rnn.weights.h5", "dream_starts.npz"),
 }
 

@@ -36,15 +36,13 @@ def main() -> None:
     """Choose, drive, compare."""
     import json
 
-    from models import controller, evolution, pictures, worlds
+    from models import evolution, pictures, worlds
     from models.workers import Workers
 
     history = settings.load_npz(Path(DATA) / "controller.npz", "05_train_controller.py")
     constants = json.loads(str(history["constants"]))
-    start = history["start"]
-    search = evolution.Search(
-        start, constants["POPULATION"], constants["SIGMA"], constants["SEED"], constants["DIAGONAL"]
-    )
+    numbers = (constants[name] for name in ("POPULATION", "SIGMA", "SEED", "DIAGONAL"))
+    search = evolution.Search(history["start"], history["basis"], *numbers)
     candidates = []
     for fitness in history["fitness"]:
         candidates.append(search.ask())
@@ -52,7 +50,7 @@ def main() -> None:
     candidates, returns = np.concatenate(candidates), np.concatenate(history["fitness"])
     wanted = np.linspace(returns.min(), returns.max(), CONTROLLERS)
     chosen = sorted({int(np.argmin(abs(returns - value))) for value in wanted})
-    parameters = candidates[chosen] if len(start) == controller.PARAMETERS else controller.from_z(candidates[chosen])
+    parameters = candidates[chosen]
     tracks = np.array(settings.SELECTION_TRACKS[-TRACKS:])
     prepare = (worlds.prepare_dream, MODELS, 256, TEMPERATURE, FRAMES, 32, 100)
     with Workers(WORKERS, *prepare) as workers:

@@ -217,7 +217,7 @@ def test_a_damaged_history(tmp_path, kind):
     NPZ[kind](path)
     constants = {"POPULATION": 8, "EVAL_TRACKS": 5, "FEATURES": "zh", "SCRIPT": "05_train_controller.py"}
     with pytest.raises(settings.Refused) as error:
-        evolution._read(path, constants, ("real",), tmp_path / "controller.weights.h5")
+        evolution._read(path, constants, ("real",), tmp_path / "controller.weights.h5", np.eye(289))
     one_line(error, path, "run 05_train_controller.py")
 
 

@@ -14,6 +14,7 @@ ORIGIN = {"vae": "0123", "rnn": "4567"}
 CONSTANTS = {
     "POPULATION": 8,
     "TRACKS": 2,
+    "REPLAYED": 0,
     "SIGMA": 0.1,
     "SEED": 3,
     "DIAGONAL": True,
@@ -21,6 +22,7 @@ CONSTANTS = {
     "GO_ON": False,
     "SCRIPT": "05_train_controller.py",
 }
+BASIS = np.eye(1 + controller.FEATURES, dtype=np.float32)
 TARGET = np.random.default_rng(5).normal(0, 0.3, controller.PARAMETERS)
 
 
@@ -69,15 +71,17 @@ def evolve(folder, workers=None, worlds=("real",), generations=6, constants=None
     history, best = folder / "controller.npz", folder / "controller.weights.h5"
     options = {"eval_every": 2, "eval_tracks": 5} | options
     constants = CONSTANTS | (constants or {})
-    evolution.evolve(workers, worlds, constants, origin, generations=generations, history=history, best=best, **options)
+    evolution.evolve(
+        workers, worlds, constants, origin, BASIS, generations=generations, history=history, best=best, **options
+    )
     with h5py.File(best) as file:
         return settings.load_npz(history, ""), file["controller"][()], {name: file.attrs[name] for name in origin}
 
 
 @pytest.mark.parametrize("diagonal", [False, True])
 def test_the_search_finds_an_optimum(diagonal):
-    target = np.linspace(-1, 1, 20)
-    search = evolution.Search(np.zeros(20), 12, 0.5, seed=1, diagonal=diagonal)
+    target = np.linspace(-1, 1, 21)
+    search = evolution.Search(np.zeros(21), np.eye(7), 12, 0.5, seed=1, diagonal=diagonal)
     for _ in range(250):
         search.tell(-((search.ask() - target) ** 2).sum(1))
     np.testing.assert_allclose(search.mean, target, atol=0.01)
@@ -85,7 +89,7 @@ def test_the_search_finds_an_optimum(diagonal):
 
 
 def test_the_search_starts_at_zero_with_sigma():
-    search = evolution.Search(np.zeros(867), 400, 0.1, seed=1, diagonal=False)
+    search = evolution.Search(np.zeros(867), np.eye(289), 400, 0.1, seed=1, diagonal=False)
     candidates = search.ask()
     assert candidates.shape == (400, 867)
     np.testing.assert_array_equal(search.mean, 0)
@@ -96,7 +100,7 @@ def test_the_search_starts_at_zero_with_sigma():
 @pytest.mark.parametrize("diagonal", [False, True])
 def test_the_same_seed_and_fitnesses_replay_the_search_to_the_last_bit(diagonal):
     random = np.random.default_rng(0)
-    searches = [evolution.Search(np.zeros(40), 8, 0.1, seed=4, diagonal=diagonal) for _ in range(2)]
+    searches = [evolution.Search(np.zeros(39), np.eye(13), 8, 0.1, seed=4, diagonal=diagonal) for _ in range(2)]
     told = []
     for _ in range(30):
         np.random.seed(None)  # noqa: NPY002  whatever others do with NumPy's global generator
@@ -109,13 +113,16 @@ def test_the_same_seed_and_fitnesses_replay_the_search_to_the_last_bit(diagonal)
     assert searches[0].mean.tobytes() == searches[1].mean.tobytes()
     assert searches[0].sigma == searches[1].sigma
     assert searches[0].ask().tobytes() == searches[1].ask().tobytes()
-    other = evolution.Search(np.zeros(40), 8, 0.1, seed=5, diagonal=diagonal)
-    assert other.ask().tobytes() != evolution.Search(np.zeros(40), 8, 0.1, seed=4, diagonal=diagonal).ask().tobytes()
+    other = evolution.Search(np.zeros(39), np.eye(13), 8, 0.1, seed=5, diagonal=diagonal)
+    assert (
+        other.ask().tobytes()
+        != evolution.Search(np.zeros(39), np.eye(13), 8, 0.1, seed=4, diagonal=diagonal).ask().tobytes()
+    )
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_number_gone_bad_is_never_told(bad):
-    search = evolution.Search(np.zeros(5), 8, 0.1, seed=1, diagonal=False)
+    search = evolution.Search(np.zeros(6), np.eye(2), 8, 0.1, seed=1, diagonal=False)
     search.ask()
     with pytest.raises(ValueError, match="not finite"):
         search.tell(np.array([1.0, bad, *range(6)]))
@@ -245,6 +252,7 @@ def test_fewer_generations_than_are_done_and_nothing_scored_yet(tmp_path):
         ("real",),
         CONSTANTS,
         ORIGIN,
+        BASIS,
         generations=2,
         eval_every=5,
         eval_tracks=5,
@@ -267,11 +275,46 @@ def test_the_picture(tmp_path, uninterrupted):
     assert cv2.imread(str(tmp_path / "curve.png")).shape == (540, 960, 3)
 
 
-def test_z_alone(tmp_path):
-    _, best, _ = evolve(tmp_path, constants={"FEATURES": "z"})
-    assert best.shape == (867,)
-    assert np.count_nonzero(best) == 99
-    assert not best[99:].any()
+def test_the_search_moves_along_its_directions_only(tmp_path):
+    basis = np.random.default_rng(0).normal(size=(4, 289)).astype(np.float32)
+    workers, files = TwoAtOnce(Bowl()), (tmp_path / "controller.npz", tmp_path / "controller.weights.h5")
+    run = {"eval_every": 2, "eval_tracks": 5, "history": files[0], "best": files[1]}
+    evolution.evolve(workers, ("real",), CONSTANTS, ORIGIN, basis, generations=4, **run)
+    with h5py.File(files[1]) as file:
+        best = file["controller"][()]
+    assert np.linalg.norm(best) > 0
+    np.testing.assert_allclose(
+        basis.T @ np.linalg.lstsq(basis.T, best.reshape(289, 3), rcond=None)[0], best.reshape(289, 3), atol=1e-5
+    )
+    np.testing.assert_array_equal(settings.load_npz(files[0], "")["basis"], basis)
+    # A run that goes on keeps to the directions it began with, whatever V and M make of them on this machine.
+    evolution.evolve(workers, ("real",), CONSTANTS, ORIGIN, -basis, generations=6, **run)
+    np.testing.assert_array_equal(settings.load_npz(files[0], "")["basis"], basis)
+
+
+def test_tracks_that_went_badly_are_driven_again(tmp_path):
+    """Every third track is bad luck; they come again, and only they, beside new ones."""
+
+    class Unlucky(Bowl):
+        def drive(self, parameters, tracks, pairs):
+            returns, lengths = super().drive(parameters, tracks, pairs)
+            return returns - 1000.0 * (tracks % 3 == 0), lengths
+
+    constants = {"TRACKS": 4, "REPLAYED": 2}
+    history, _, _ = evolve(tmp_path, TwoAtOnce(Unlucky()), generations=30, constants=constants)
+    (tmp_path / "plain").mkdir()
+    plain, _, _ = evolve(tmp_path / "plain", TwoAtOnce(Unlucky()), generations=30, constants={"TRACKS": 4})
+    tracks, new = history["tracks"], plain["tracks"]
+    assert len(np.unique(new)) == 120
+    np.testing.assert_array_equal(tracks[0], new[0])  # there is nothing to drive again yet
+    np.testing.assert_array_equal(tracks[:, 2:], new[:, 2:])
+    again = np.array([[track in tracks[:row] for track in tracks[row]] for row in range(30)])
+    assert again[3:, :2].all()
+    assert not again[:, 2:].any()
+    assert (tracks[again] % 3 == 0).mean() > 0.9
+    assert all(len(set(row)) == 4 for row in tracks)
+    expected = [[-1000 if track % 3 == 0 else 0 for track in row] for row in tracks]
+    np.testing.assert_allclose(history["track_returns"], expected, atol=300)
 
 
 @pytest.mark.parametrize(
@@ -307,7 +350,11 @@ def damage(tmp_path, **arrays):
     [
         {"start": None},
         {"start": np.zeros(99)},
+        {"basis": None},
+        {"basis": np.zeros((9, 99))},
         {"fitness": None},
+        {"tracks": None},
+        {"track_returns": np.zeros((2, 3))},
         {"sigma": None},
         {"constants": None},
         {"constants": np.array("no json")},
@@ -336,6 +383,7 @@ def test_a_damaged_history_is_refused(tmp_path, arrays):
     ("change", "told"),
     [
         ({"POPULATION": 3}, "POPULATION must be at least 4"),
+        ({"REPLAYED": 2}, "REPLAYED must be less than TRACKS"),
         ({"EVAL_TRACKS": 101}, "EVAL_TRACKS can be 100 at most"),
         ({"SEED": 10**6}, "SEED, GENERATIONS or TRACKS is too large"),
         ({"TRACKS": 10**6}, "SEED, GENERATIONS or TRACKS is too large"),
