@@ -16,12 +16,13 @@ from models import settings
 
 GENERATIONS = 200
 POPULATION = 32  # controllers a generation
-TRACKS = 16  # dreams that each of them drives, the same for all
-FRAMES = 400  # of a dream, at most: M's dreams get stranger the longer they last
+TRACKS = 8  # dreams that each of them drives, the same for all
+REPLAYED = 4  # of them, so many are earlier ones that went badly
+FRAMES = 600  # of a dream, at most: M's dreams get stranger the longer they last
 TEMPERATURE = 1.0  # of the dream: above 1 it is less certain, and harder to cheat (paper, section 4.3: 1.15 for Doom)
 SIGMA = 0.1  # how far the first ones are spread around zero
 DIAGONAL = False  # True: learn a variance for each number instead of a full covariance matrix
-COMPONENTS = 40  # principal components of what C sees that the search moves along; 0: every number by itself
+COMPONENTS = 20  # principal components of what C sees that the search moves along, at most 288
 FEATURES = "zh"  # what C sees: "zh" is z and h, "z" is z alone
 PATIENCE = 100  # on the real track, a car that finds no new tile for so many frames is stopped; 0: never
 EVAL_EVERY = 10  # generations from one score of the mean, in the dream and on the selection tracks, to the next
@@ -46,9 +47,9 @@ def main() -> None:
     vae, rnn = worlds.load_models(MODELS)
     starts = worlds.load_starts(MODELS, vae)
     origin = worlds.fingerprints(vae, rnn)
-    names = ("POPULATION", "TRACKS", "FRAMES", "TEMPERATURE", "SIGMA", "DIAGONAL", "COMPONENTS", "FEATURES", "PATIENCE")
-    names += ("GO_ON", "SEED", "DREAMS", "CARS")
-    constants = {name: globals()[name] for name in names} | {"SCRIPT": Path(__file__).name, "REPLAYED": 0}
+    names = ("POPULATION", "TRACKS", "REPLAYED", "FRAMES", "TEMPERATURE", "SIGMA", "DIAGONAL", "COMPONENTS")
+    names += ("FEATURES", "PATIENCE", "GO_ON", "SEED", "DREAMS", "CARS")
+    constants = {name: globals()[name] for name in names} | {"SCRIPT": Path(__file__).name}
     constants["the starts"] = weights.fingerprint((starts["mu"], starts["action"]))
     with Workers(WORKERS, worlds.prepare_dream, MODELS, DREAMS, TEMPERATURE, FRAMES, CARS, PATIENCE) as workers:
         evolution.evolve(
@@ -66,4 +67,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    settings.run(main, globals(), zero=("PATIENCE", "SEED"), choices={"FEATURES": ("zh", "z"), "GO_ON": (False, True)})
+    choices = {"FEATURES": ("zh", "z"), "GO_ON": (False, True)}
+    settings.run(main, globals(), zero=("PATIENCE", "SEED", "REPLAYED"), choices=choices)

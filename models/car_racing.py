@@ -231,7 +231,8 @@ def _points(corners: list, origin: tuple[int, int] = (0, 0)) -> np.ndarray:
 def _narrowed(corners: list) -> np.ndarray:
     """A piece of road or kerb (left, right, right ahead, left ahead), by FAT on each side; ahead comes the next."""
     left, right = np.array((corners[0], corners[3])), np.array((corners[1], corners[2]))
-    inwards = (right - left) * (FAT / np.linalg.norm(right - left, axis=1, keepdims=True))
+    width = np.linalg.norm(right - left, axis=1, keepdims=True)
+    inwards = (right - left) * (FAT / np.maximum(width, 2 * FAT))  # gym has a kerb of no width where a bend is none
     left, right = left + inwards, right - inwards
     return np.array((left[0], right[0], right[1], left[1]))
 

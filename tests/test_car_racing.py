@@ -127,6 +127,12 @@ def test_only_the_last_tracks_are_kept(fast):
     assert list(car_racing._tracks.kept) == list(range(3, car_racing.TRACKS_KEPT + 3))
 
 
+def test_a_kerb_of_no_width_is_drawn_without_one():
+    """gym puts a kerb on the side that a bend goes to; where it goes to neither, both its edges are in one place."""
+    corners = np.array([(0, 0), (0, 0), (1, 5), (1, 5)])
+    np.testing.assert_array_equal(car_racing._narrowed(corners), corners)
+
+
 def test_tiles_change_colour_when_they_are_touched(fast):
     """gym paints the tiles in three shades of grey and takes the tint off when a wheel first touches one."""
     fast.reset(seed=3005)
