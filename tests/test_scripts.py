@@ -121,7 +121,7 @@ def test_05_evolves(tmp_path, linked):
 
 def test_07_dreams(tmp_path, linked, as_script, capsys):
     (linked / "dream_controller.weights.h5").unlink()
-    more = "TRACKS=2", "DREAMS=8", "FRAMES=6", f"MODELS={linked}", f"DATA={tmp_path}"
+    more = "TRACKS=2", "REPLAYED=1", "DREAMS=8", "FRAMES=6", f"MODELS={linked}", f"DATA={tmp_path}"
     as_script(script_module(DREAM), *SMALL, *more)
     assert "generation 2/2  best " in capsys.readouterr().out
     record = settings.load_npz(tmp_path / "dream_controller.npz", "")
