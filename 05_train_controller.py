@@ -23,6 +23,9 @@ REPLAYED = 0  # of them, so many are earlier ones that went badly; half of them 
 SIGMA = 0.1  # how far the first ones are spread around zero
 DIAGONAL = False  # True: learn a variance for each number instead of a full covariance matrix
 COMPONENTS = 20  # principal components of what C sees that the search moves along, at most 288
+WHITENED = (
+    False  # True: the steps along each of them matter alike, which is slower from zero and was used for finer steps
+)
 FEATURES = "zh"  # what C sees: "zh" is z and h, "z" is V alone (paper: 906 with h, 632 without)
 PATIENCE = 100  # a car that finds no new tile for so many frames is stopped, as if it then stood still; 0: never
 EVAL_EVERY = 10  # generations from one score of the mean on the selection tracks to the next (tutorial 25)
@@ -53,6 +56,7 @@ def main() -> None:
         "SIGMA",
         "DIAGONAL",
         "COMPONENTS",
+        "WHITENED",
         "FEATURES",
         "PATIENCE",
         "GO_ON",
@@ -66,7 +70,7 @@ def main() -> None:
             ("real",),
             constants,
             origin,
-            worlds.directions(rnn, starts, FEATURES, COMPONENTS),
+            worlds.directions(rnn, starts, FEATURES, COMPONENTS, WHITENED),
             generations=GENERATIONS,
             eval_every=EVAL_EVERY,
             eval_tracks=EVAL_TRACKS,
@@ -80,5 +84,5 @@ if __name__ == "__main__":
         main,
         globals(),
         zero=("PATIENCE", "SEED", "REPLAYED"),
-        choices={"FEATURES": ("zh", "z"), "GO_ON": (False, True)},
+        choices={"FEATURES": ("zh", "z"), "GO_ON": (False, True), "WHITENED": (False, True)},
     )

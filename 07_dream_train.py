@@ -23,6 +23,9 @@ TEMPERATURE = 1.0  # of the dream: above 1 it is less certain, and harder to che
 SIGMA = 0.1  # how far the first ones are spread around zero
 DIAGONAL = False  # True: learn a variance for each number instead of a full covariance matrix
 COMPONENTS = 20  # principal components of what C sees that the search moves along, at most 288
+WHITENED = (
+    True  # the steps along each of them matter alike; False: the first ones matter most, as if there were no components
+)
 FEATURES = "zh"  # what C sees: "zh" is z and h, "z" is z alone
 PATIENCE = 100  # on the real track, a car that finds no new tile for so many frames is stopped; 0: never
 EVAL_EVERY = 10  # generations from one score of the mean, in the dream and on the selection tracks, to the next
@@ -47,7 +50,7 @@ def main() -> None:
     vae, rnn = worlds.load_models(MODELS)
     starts = worlds.load_starts(MODELS, vae)
     origin = worlds.fingerprints(vae, rnn)
-    names = ("POPULATION", "TRACKS", "REPLAYED", "FRAMES", "TEMPERATURE", "SIGMA", "DIAGONAL", "COMPONENTS")
+    names = ("POPULATION", "TRACKS", "REPLAYED", "FRAMES", "TEMPERATURE", "SIGMA", "DIAGONAL", "COMPONENTS", "WHITENED")
     names += ("FEATURES", "PATIENCE", "GO_ON", "SEED", "DREAMS", "CARS")
     constants = {name: globals()[name] for name in names} | {"SCRIPT": Path(__file__).name}
     constants["the starts"] = weights.fingerprint((starts["mu"], starts["action"]))
@@ -57,7 +60,7 @@ def main() -> None:
             ("dream", "real"),
             constants,
             origin,
-            worlds.directions(rnn, starts, FEATURES, COMPONENTS),
+            worlds.directions(rnn, starts, FEATURES, COMPONENTS, WHITENED),
             generations=GENERATIONS,
             eval_every=EVAL_EVERY,
             eval_tracks=EVAL_TRACKS,
@@ -67,5 +70,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    choices = {"FEATURES": ("zh", "z"), "GO_ON": (False, True)}
+    choices = {"FEATURES": ("zh", "z"), "GO_ON": (False, True), "WHITENED": (False, True)}
     settings.run(main, globals(), zero=("PATIENCE", "SEED", "REPLAYED"), choices=choices)

@@ -54,18 +54,18 @@ once = @test -e data/train/$(1) || { echo '== $(1): $(2)'; $(PY) $(2) && mkdir -
 DRIVE := POLICY=controller ROLLOUTS=400
 LEARN_ON := GO_ON=True EPOCHS=12 LEARNING_RATE=0.001 LEARNING_RATE_DECAY=0.8
 # Once C drives: smaller steps, and more tracks, half of them ones that went badly.
-FINER := GO_ON=True SIGMA=0.04 COMPONENTS=30 POPULATION=24 TRACKS=6 REPLAYED=3 EVAL_TRACKS=100
+FINER := GO_ON=True SIGMA=0.04 COMPONENTS=30 WHITENED=True POPULATION=24 TRACKS=6 REPLAYED=3 EVAL_TRACKS=100
 
 train: setup
 	$(call once,01,01_generate_data.py)
 	$(call once,02,02_train_vae.py)
 	$(call once,03,03_series.py)
 	$(call once,04,04_train_rnn.py)
-	$(call once,round-1-05,05_train_controller.py GENERATIONS=30 COMPONENTS=40 DATA=data/round-1)
+	$(call once,round-1-05,05_train_controller.py GENERATIONS=30 COMPONENTS=40 WHITENED=True DATA=data/round-1)
 	$(call once,round-1-01,01_generate_data.py FIRST=30000 STEPS=1000 $(DRIVE))
 	$(call once,round-1-03,03_series.py)
 	$(call once,round-1-04,04_train_rnn.py $(LEARN_ON))
-	$(call once,round-2-05,05_train_controller.py GO_ON=True SEED=2 SIGMA=0.04 GENERATIONS=15 EVAL_EVERY=5 DATA=data/round-2)
+	$(call once,round-2-05,05_train_controller.py GO_ON=True SEED=2 SIGMA=0.04 WHITENED=True GENERATIONS=15 EVAL_EVERY=5 DATA=data/round-2)
 	$(call once,round-2-05-finer,05_train_controller.py $(FINER) SEED=3 GENERATIONS=30 DATA=data/round-2-finer)
 	$(call once,round-2-01,01_generate_data.py FIRST=40000 STEPS=1000 $(DRIVE))
 	$(call once,round-2-03,03_series.py)

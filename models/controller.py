@@ -21,17 +21,18 @@ def act(parameters: np.ndarray, features: np.ndarray) -> np.ndarray:
     return actions
 
 
-def directions(features: np.ndarray, components: int) -> np.ndarray:
+def directions(features: np.ndarray, components: int, whitened: bool) -> np.ndarray:
     """The directions that a search moves a controller in: float32 (1 + components, 289), each a bias and 288 weights.
 
     From `features` that controllers see, (n, 288), or (n, 32) for those that see z alone: the bias, then the first
-    principal components of the features. A step of 1 along one of them lets the sum of an action vary by 1 over the
-    features. There are fewer where the features vary in fewer directions.
+    principal components of the features, fewer where the features vary in fewer directions. They have length 1, so that
+    a step along one of them tells the more, the more the features vary along it; `whitened`, a step of 1 along any of
+    them lets the sum of an action vary by 1 over the features.
     """
     middle = features.mean(0)
     variances, axes = np.linalg.eigh(np.cov(features, rowvar=False))
     kept = np.flatnonzero(variances > 1e-6 * variances[-1])[::-1][:components]
-    axes = (axes[:, kept] / np.sqrt(variances[kept])).T
+    axes = (axes[:, kept] / (np.sqrt(variances[kept]) if whitened else 1)).T
     rows = np.zeros((1 + len(kept), 1 + FEATURES), np.float32)
     rows[0, 0] = 1
     rows[1:, 0], rows[1:, 1 : 1 + len(middle)] = -axes @ middle, axes

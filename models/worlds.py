@@ -267,14 +267,16 @@ def load_starts(folder: Path | str, vae: VAE) -> dict[str, np.ndarray]:
     return starts
 
 
-def directions(rnn: MDNRNN, starts: dict[str, np.ndarray], features: str, components: int) -> np.ndarray:
+def directions(
+    rnn: MDNRNN, starts: dict[str, np.ndarray], features: str, components: int, whitened: bool
+) -> np.ndarray:
     """`controller.directions` of what a controller sees at the last frame of each start of a dream: z and h, or z."""
     mu, action = starts["mu"].astype(np.float32), starts["action"].astype(np.float32)
     state = rnn.initial_state(len(mu))
     for k in range(mu.shape[1] - 1):
         state = rnn.advance(mu[:, k], action[:, k], state)
     seen = np.concatenate([mu[:, -1], state[0]], 1) if features == "zh" else mu[:, -1]
-    return controller.directions(seen, components)
+    return controller.directions(seen, components, whitened)
 
 
 def prepare_dream(

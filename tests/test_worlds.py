@@ -55,13 +55,18 @@ def test_act_does_not_depend_on_who_drives_beside():
 def test_directions_are_the_principal_components_of_what_is_seen():
     random = np.random.default_rng(0)
     features = random.normal(size=(500, 4)) * (5, 1, 0.2, 0.01) @ random.normal(size=(4, 288)) + random.normal(size=288)
-    rows = controller.directions(features, 3)
+    rows = controller.directions(features, 3, whitened=True)
     assert rows.shape == (1 + 3, 289)
     sums = rows[:, :1].T + features @ rows[:, 1:].T  # what each of them adds to a sum, W [z, h] + b
     np.testing.assert_allclose(sums[:, 0], 1)
     sums = sums[:, 1:]  # one for each component: of spread 1, around 0, independent of each other
     np.testing.assert_allclose(np.cov(sums, rowvar=False), np.eye(3), atol=1e-3)
     np.testing.assert_allclose(sums.mean(0), 0, atol=1e-3)
+    plain = controller.directions(features, 3, whitened=False)
+    np.testing.assert_allclose(np.linalg.norm(plain[1:, 1:], axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(
+        np.abs((plain[1:, 1:] * rows[1:, 1:]).sum(1)), np.linalg.norm(rows[1:, 1:], axis=1), rtol=1e-3
+    )
     left = features - features.mean(0)
     left -= np.linalg.lstsq(sums, left, rcond=None)[0].T.dot(sums.T).T
     assert (left**2).sum() == pytest.approx((np.linalg.svd(features - features.mean(0))[1][3:] ** 2).sum(), rel=1e-3)
@@ -69,12 +74,12 @@ def test_directions_are_the_principal_components_of_what_is_seen():
 
 def test_directions_are_no_more_than_the_features_have():
     features = np.random.default_rng(0).normal(size=(20, 5)) @ np.random.default_rng(1).normal(size=(5, 288))
-    assert controller.directions(features, 40).shape == (6, 289)
+    assert controller.directions(features, 40, whitened=False).shape == (6, 289)
 
 
 def test_directions_of_z_alone_leave_h_out(loaded, untrained):
     vae, rnn, _ = loaded
-    rows = worlds.directions(rnn, worlds.load_starts(untrained, vae), "z", 4)
+    rows = worlds.directions(rnn, worlds.load_starts(untrained, vae), "z", 4, whitened=False)
     assert rows.shape == (5, 289)
     assert not rows[:, 33:].any()
     assert rows[1:, 1:33].all()
