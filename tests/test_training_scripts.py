@@ -115,7 +115,7 @@ def test_less_noise_in_z_lowers_its_floor(trained, copy):
     (copy / "models" / "rnn.checkpoint.npz").unlink()
     code, printed = run("04_train_rnn.py", copy, "EPOCHS=1", "Z_NOISE=0.5")
     assert code == 0
-    assert floor(printed) == pytest.approx(floor(trained[1]["04_train_rnn.py"]) + np.log(0.5), abs=0.002)
+    assert floor(printed) == pytest.approx(floor(trained[1]["04_train_rnn.py"]) + np.log(0.5 / 0.25), abs=0.002)
 
 
 def test_series_holds_every_frame_once(trained, drives):
