@@ -23,9 +23,7 @@ REPLAYED = 0  # of them, so many are earlier ones that went badly; half of them 
 SIGMA = 0.1  # how far the first ones are spread around zero
 DIAGONAL = False  # True: learn a variance for each number instead of a full covariance matrix
 COMPONENTS = 20  # principal components of what C sees that the search moves along, at most 288
-WHITENED = (
-    False  # True: the steps along each of them matter alike, which is slower from zero and was used for finer steps
-)
+WHITENED = False  # True: steps along all of them matter alike; slower from zero, finer later
 FEATURES = "zh"  # what C sees: "zh" is z and h, "z" is V alone (paper: 906 with h, 632 without)
 PATIENCE = 100  # a car that finds no new tile for so many frames is stopped, as if it then stood still; 0: never
 EVAL_EVERY = 10  # generations from one score of the mean on the selection tracks to the next (tutorial 25)

@@ -23,9 +23,7 @@ TEMPERATURE = 1.0  # of the dream: above 1 it is less certain, and harder to che
 SIGMA = 0.1  # how far the first ones are spread around zero
 DIAGONAL = False  # True: learn a variance for each number instead of a full covariance matrix
 COMPONENTS = 20  # principal components of what C sees that the search moves along, at most 288
-WHITENED = (
-    True  # the steps along each of them matter alike; False: the first ones matter most, as if there were no components
-)
+WHITENED = True  # True: steps along all of them matter alike; slower from zero, finer later
 FEATURES = "zh"  # what C sees: "zh" is z and h, "z" is z alone
 PATIENCE = 100  # on the real track, a car that finds no new tile for so many frames is stopped; 0: never
 EVAL_EVERY = 10  # generations from one score of the mean, in the dream and on the selection tracks, to the next
