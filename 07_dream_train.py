@@ -20,7 +20,7 @@ TRACKS = 8  # dreams that each of them drives, the same for all
 REPLAYED = 4  # of them, so many are earlier ones that went badly
 FRAMES = 600  # of a dream, at most: M's dreams get stranger the longer they last
 TEMPERATURE = 1.0  # of the dream: above 1 it is less certain, and harder to cheat (paper, section 4.3: 1.15 for Doom)
-SIGMA = 0.1  # how far the first ones are spread around zero
+SIGMA = 0.1  # how far the first ones are spread around the start; 0.04 once C drives
 DIAGONAL = False  # True: learn a variance for each number instead of a full covariance matrix
 COMPONENTS = 20  # principal components of what C sees that the search moves along, at most 288
 WHITENED = True  # True: steps along all of them matter alike; slower from zero, finer later
@@ -28,7 +28,7 @@ FEATURES = "zh"  # what C sees: "zh" is z and h, "z" is z alone
 PATIENCE = 100  # on the real track, a car that finds no new tile for so many frames is stopped; 0: never
 EVAL_EVERY = 10  # generations from one score of the mean, in the dream and on the selection tracks, to the next
 EVAL_TRACKS = 32  # of the 100 selection tracks, and as many dreams
-GO_ON = False  # True: start from the one in MODELS, after M was trained on; delete its history first
+START = "zero"  # or "dream_controller", "controller": go on from that one in MODELS, with the M of today
 SEED = 1  # of the search and of the dreams
 DREAMS = 256  # dreamt in lockstep by each worker
 CARS = 32  # driven in lockstep by each worker on the real track
@@ -49,7 +49,7 @@ def main() -> None:
     starts = worlds.load_starts(MODELS, vae)
     origin = worlds.fingerprints(vae, rnn)
     names = ("POPULATION", "TRACKS", "REPLAYED", "FRAMES", "TEMPERATURE", "SIGMA", "DIAGONAL", "COMPONENTS", "WHITENED")
-    names += ("FEATURES", "PATIENCE", "GO_ON", "SEED", "DREAMS", "CARS")
+    names += ("FEATURES", "PATIENCE", "START", "SEED", "DREAMS", "CARS")
     constants = {name: globals()[name] for name in names} | {"SCRIPT": Path(__file__).name}
     constants["the starts"] = weights.fingerprint((starts["mu"], starts["action"]))
     with Workers(WORKERS, worlds.prepare_dream, MODELS, DREAMS, TEMPERATURE, FRAMES, CARS, PATIENCE) as workers:
@@ -68,5 +68,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    choices = {"FEATURES": ("zh", "z"), "GO_ON": (False, True), "WHITENED": (False, True)}
+    choices = {"FEATURES": ("zh", "z"), "START": ("zero", "controller", "dream_controller"), "WHITENED": (False, True)}
     settings.run(main, globals(), zero=("PATIENCE", "SEED", "REPLAYED"), choices=choices)

@@ -141,12 +141,12 @@ def evolve(
 ) -> None:
     """Evolve a controller in the first of `worlds`, and score the search's mean in all of them now and then.
 
-    `constants` decide the run: POPULATION, TRACKS, REPLAYED, SIGMA, SEED, DIAGONAL, GO_ON and whatever else it depends
-    on. The search moves along the rows of `basis` (k, 289). All candidates of a generation drive the same tracks. Every
-    `eval_every` generations the mean is scored on the selection tracks; the one with the best score in the first
-    world is kept in `best`, with the fingerprints `origin` of its V and M. With GO_ON the search starts from what is in
-    `best`, made with the same V, and that is scored first. After each generation `history` is written, with a picture
-    beside it; a run that finds its own history goes on from there, and refuses one of other constants.
+    `constants` decide the run: POPULATION, TRACKS, REPLAYED, SIGMA, SEED, DIAGONAL, START and whatever else it depends
+    on. The search starts from zero, or from the controller of the name START beside `best`, made with the same V, which
+    is scored first; it moves along the rows of `basis` (k, 289). All candidates of a generation drive the same tracks.
+    Every `eval_every` generations the mean is scored on the selection tracks; the one with the best score in the first
+    world is kept in `best`, with the fingerprints `origin` of its V and M. After each generation `history` is written,
+    with a picture beside it; a run that finds its own history goes on from there, and refuses one of other constants.
     """
     constants = {**constants, **origin, "EVAL_TRACKS": eval_tracks, "EVAL_EVERY": eval_every}
     record = _read(history, constants, worlds, best, basis)
@@ -179,8 +179,8 @@ def evolve(
             note += " (best, kept)"
         return note
 
-    if constants["GO_ON"] and not record["eval_generation"]:
-        print(f"starts from {best}:{score(0)}", flush=True)
+    if constants["START"] != "zero" and not record["eval_generation"]:
+        print(f"starts from the {constants['START'].replace('_', ' ')}:{score(0)}", flush=True)
     begun = time.monotonic()
     for generation in range(done + 1, generations + 1):
         began = time.monotonic()
@@ -242,8 +242,8 @@ def _read(history: Path, constants: dict, worlds: tuple[str, ...], best: Path, b
     ]
     if not history.exists():
         start = np.zeros(controller.PARAMETERS)
-        if constants["GO_ON"]:
-            start = weights.load_controller(best, f"{made_by} with GO_ON=False", vae=constants["vae"])
+        if constants["START"] != "zero":
+            start = weights.load_controller(best.parent, constants["START"], vae=constants["vae"])
         return {name: [] for name in names} | {"start": list(start), "basis": list(basis)}
     arrays = load_npz(history, made_by)
     try:

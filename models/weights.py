@@ -14,6 +14,8 @@ from models.settings import Refused, whole
 import h5py
 import numpy as np
 
+MADE_BY = {"controller": "05_train_controller.py", "dream_controller": "07_dream_train.py"}
+
 
 def fingerprint(arrays: Iterable[np.ndarray]) -> str:
     """16 hexadecimal digits of the SHA-256 over the arrays' shapes and float32 bytes, in order."""
@@ -75,9 +77,9 @@ def save_controller(path: Path | str, parameters: np.ndarray, **origin: str) -> 
         file.attrs.update(origin, weights=fingerprint([parameters]))
 
 
-def load_controller(path: Path | str, made_by: str, **origin: str) -> np.ndarray:
-    """C's numbers, float32 (867,). Raises `Refused` as `load` does."""
-    path = Path(path)
+def load_controller(folder: Path | str, name: str, **origin: str) -> np.ndarray:
+    """The numbers, float32 (867,), of the "controller" or "dream_controller". Raises `Refused` as `load` does."""
+    path, made_by = Path(folder, f"{name}.weights.h5"), MADE_BY[name]
     found = check(path, made_by, **origin)
     try:
         with h5py.File(path, "r") as file:

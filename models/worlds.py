@@ -226,14 +226,10 @@ class DreamWorld:
         return start, np.concatenate([uniform, normal, random.random((self.frames, 1))], 1).astype(np.float32)
 
 
-MADE_BY = {"controller": "05_train_controller.py", "dream_controller": "07_dream_train.py"}
-
-
 def load(folder: Path | str, name: str = "controller") -> tuple[VAE, MDNRNN, np.ndarray]:
     """V, M and C of `folder`, or its "dream_controller". Raises `Refused` where one is missing or of another V or M."""
     vae, rnn = load_models(folder)
-    path = Path(folder) / f"{name}.weights.h5"
-    return vae, rnn, weights.load_controller(path, MADE_BY[name], **fingerprints(vae, rnn))
+    return vae, rnn, weights.load_controller(folder, name, **fingerprints(vae, rnn))
 
 
 def load_models(folder: Path | str) -> tuple[VAE, MDNRNN]:

@@ -337,7 +337,7 @@ def test_a_damaged_controller(linked, loaded, kind):
     path = linked / "controller.weights.h5"
     (WEIGHTS | CONTROLLER)[kind](path)
     with pytest.raises(settings.Refused) as error:
-        weights.load_controller(path, "05_train_controller.py", **worlds.fingerprints(*loaded[:2]))
+        weights.load_controller(path.parent, "controller", **worlds.fingerprints(*loaded[:2]))
     one_line(error, path, "run 05_train_controller.py")
 
 
@@ -345,7 +345,7 @@ def test_a_damaged_controller(linked, loaded, kind):
 def test_a_controller_of_another_v_or_m(linked, loaded, other):
     origin = worlds.fingerprints(*loaded[:2]) | {other: "0123456789abcdef"}
     with pytest.raises(settings.Refused, match=f"was trained on another {other} than the one here"):
-        weights.load_controller(linked / "controller.weights.h5", "05_train_controller.py", **origin)
+        weights.load_controller(linked, "controller", **origin)
 
 
 def test_weights_that_do_not_say_what_they_were_trained_on(linked, loaded):

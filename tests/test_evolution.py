@@ -19,7 +19,7 @@ CONSTANTS = {
     "SEED": 3,
     "DIAGONAL": True,
     "FEATURES": "zh",
-    "GO_ON": False,
+    "START": "zero",
     "SCRIPT": "05_train_controller.py",
 }
 BASIS = np.eye(1 + controller.FEATURES, dtype=np.float32)
@@ -208,12 +208,14 @@ def test_more_generations_go_on_with_the_same_search(tmp_path, uninterrupted):
 
 def test_going_on_from_a_controller_with_another_m(tmp_path):
     _, before, _ = evolve(tmp_path)
-    with pytest.raises(settings.Refused, match="GO_ON was False, is True"):
-        evolve(tmp_path, constants={"GO_ON": True})
+    with pytest.raises(settings.Refused, match="START was zero, is controller"):
+        evolve(tmp_path, constants={"START": "controller"})
     (tmp_path / "controller.npz").unlink()
     origin = {"vae": "0123", "rnn": "89ab"}
     for generations in (3, 6):  # stopped and gone on with: the start is the history's, not the best since
-        record, best, found = evolve(tmp_path, constants={"GO_ON": True}, origin=origin, generations=generations)
+        record, best, found = evolve(
+            tmp_path, constants={"START": "controller"}, origin=origin, generations=generations
+        )
     np.testing.assert_array_equal(record["start"], before)
     assert record["eval_generation"].tolist() == [0, 2, 3, 4, 6]
     assert -((before - TARGET) ** 2).sum() == pytest.approx(record["eval_real"][0].mean(), abs=0.02)
@@ -224,7 +226,7 @@ def test_going_on_from_a_controller_with_another_m(tmp_path):
 def test_a_start_that_nothing_improved_on_is_kept(tmp_path):
     _, before, _ = evolve(tmp_path)
     (tmp_path / "controller.npz").unlink()
-    go_on = {"GO_ON": True, "SIGMA": 100.0}
+    go_on = {"START": "controller", "SIGMA": 100.0}
     evolve(tmp_path, constants=go_on)
     (tmp_path / "controller.weights.h5").unlink()
     _, after, _ = evolve(tmp_path, constants=go_on)
@@ -232,8 +234,8 @@ def test_a_start_that_nothing_improved_on_is_kept(tmp_path):
 
 
 def test_nothing_to_go_on_from_is_refused(tmp_path):
-    with pytest.raises(settings.Refused, match=r"missing: run 05_train_controller\.py with GO_ON=False first"):
-        evolve(tmp_path, constants={"GO_ON": True})
+    with pytest.raises(settings.Refused, match=r"missing: run 05_train_controller\.py first"):
+        evolve(tmp_path, constants={"START": "controller"})
 
 
 def test_a_finished_run_drives_nothing_more(tmp_path, capsys):
