@@ -169,6 +169,7 @@ def main() -> None:
                 print(f"{path} is damaged and is made again.")
     if not missing:
         print(f"{folder} has all {ROLLOUTS:,} of these rollouts; ROLLOUTS={2 * ROLLOUTS} would add as many again.")
+        print("The other constants change nothing about rollouts that are there: delete the folder to make them anew.")
         return
     print(f"{len(missing):,} of {ROLLOUTS:,} rollouts to make, in {folder}, with {WORKERS} workers")
     if POLICY == "random":

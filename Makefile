@@ -46,37 +46,30 @@ demo: setup
 	$(PY) 06_visualise.py $(DEMO) $(DEMO_06)
 	@echo; echo 'The demo made:'; find data/demo -name '*.gif' -o -name '*.mp4' -o -name '*.png' | sort | sed 's/^/  /'
 
-# All steps at tutorial scale, with three rounds of the paper's iteration in between: who has learned to drive, the last
-# time in M's dream, drives on new tracks, with noise on its actions; M learns on from where that led, and C goes on
-# learning with the M that comes of it.
+# All steps at tutorial scale, the dream first. Twice who has learned in M's dream drives on 400 new tracks, with noise on
+# its actions, and M learns on from where that led. Only then does C learn on the real track, from the last dreamer on.
 # A step that is done leaves a mark in data/train: the same command goes on where it was stopped.
 once = @test -e data/train/$(1) || { echo '== $(1): $(2)'; $(PY) $(2) && mkdir -p data/train && touch data/train/$(1); }
-DRIVE := POLICY=controller ROLLOUTS=400
+DRIVE := POLICY=controller CONTROLLER=dream_controller ROLLOUTS=400 STEPS=600
 LEARN_ON := GO_ON=True EPOCHS=12 LEARNING_RATE=0.001 LEARNING_RATE_DECAY=0.8
-# Once C drives: smaller steps, and more tracks, half of them ones that went badly.
-FINER := GO_ON=True SIGMA=0.04 COMPONENTS=30 WHITENED=True POPULATION=24 TRACKS=6 REPLAYED=3 EVAL_TRACKS=100
+# For who drives already: smaller steps, and half of the tracks ones that went badly.
+FINER := SIGMA=0.04 WHITENED=True COMPONENTS=30 POPULATION=24 TRACKS=6 REPLAYED=3 EVAL_TRACKS=100
 
 train: setup
 	$(call once,01,01_generate_data.py)
 	$(call once,02,02_train_vae.py)
 	$(call once,03,03_series.py)
 	$(call once,04,04_train_rnn.py)
-	$(call once,round-1-05,05_train_controller.py GENERATIONS=30 COMPONENTS=40 WHITENED=True DATA=data/round-1)
-	$(call once,round-1-01,01_generate_data.py FIRST=30000 STEPS=1000 $(DRIVE))
+	$(call once,round-1-07,07_dream_train.py DATA=data/round-1)
+	$(call once,round-1-01,01_generate_data.py FIRST=10000 $(DRIVE))
 	$(call once,round-1-03,03_series.py)
 	$(call once,round-1-04,04_train_rnn.py $(LEARN_ON))
-	$(call once,round-2-05,05_train_controller.py GO_ON=True SEED=2 SIGMA=0.04 WHITENED=True GENERATIONS=15 EVAL_EVERY=5 DATA=data/round-2)
-	$(call once,round-2-05-finer,05_train_controller.py $(FINER) SEED=3 GENERATIONS=30 DATA=data/round-2-finer)
-	$(call once,round-2-01,01_generate_data.py FIRST=40000 STEPS=1000 $(DRIVE))
+	$(call once,round-2-07,07_dream_train.py DATA=data/round-2)
+	$(call once,round-2-01,01_generate_data.py FIRST=20000 $(DRIVE))
 	$(call once,round-2-03,03_series.py)
 	$(call once,round-2-04,04_train_rnn.py $(LEARN_ON))
-	$(call once,round-3-07,07_dream_train.py GENERATIONS=120 DATA=data/round-3)
-	$(call once,round-3-01,01_generate_data.py FIRST=10000 STEPS=600 CONTROLLER=dream_controller $(DRIVE))
-	$(call once,round-3-03,03_series.py)
-	$(call once,round-3-04,04_train_rnn.py $(LEARN_ON))
-	$(call once,05,05_train_controller.py $(FINER) SEED=4 GENERATIONS=80)
-	$(call once,round-4-07,07_dream_train.py GENERATIONS=120 DATA=data/round-4)
-	$(call once,07,07_dream_train.py GO_ON=True SEED=2 SIGMA=0.04 TRACKS=16 REPLAYED=8 GENERATIONS=60 EVAL_TRACKS=64)
+	$(call once,07,07_dream_train.py)
+	$(call once,05,05_train_controller.py START=dream_controller $(FINER) GENERATIONS=160)
 	$(PY) 06_visualise.py
 
 test: setup

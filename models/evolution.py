@@ -214,8 +214,9 @@ def evolve(
     if kept is not None:
         returns = record[f"eval_{worlds[0]}"][record["eval_generation"].index(kept)]
         print(
-            f"best: the mean after generation {kept}, {np.mean(returns):.0f} ± {np.std(returns):.0f} on {len(returns)} "
-            f"selection tracks, kept in {best}; the curve is {history.with_suffix('.png')}"
+            f"best in the {worlds[0]} world: the mean after generation {kept}, {np.mean(returns):.0f} ± "
+            f"{np.std(returns):.0f} on {len(returns)} selection tracks, kept in {best}; "
+            f"the curve is {history.with_suffix('.png')}"
         )
 
 

@@ -131,6 +131,17 @@ def test_07_dreams(tmp_path, linked, as_script, capsys):
     assert worlds.load(linked, "dream_controller")[2].any()
 
 
+def test_05_goes_on_from_the_dreamer(tmp_path, linked, as_script, capsys):
+    dreamer = worlds.load(linked, "dream_controller")[2]
+    (linked / "controller.weights.h5").unlink()
+    more = "TRACKS=1", "START=dream_controller", f"MODELS={linked}", f"DATA={tmp_path}"
+    as_script(script_module(EVOLVE), *SMALL, *more, zero=("REPLAYED",))
+    assert "starts from the dream controller:  real " in capsys.readouterr().out
+    record = settings.load_npz(tmp_path / "controller.npz", "")
+    np.testing.assert_array_equal(record["start"], dreamer)
+    assert record["eval_generation"].tolist() == [0, 1, 2]
+
+
 @pytest.mark.parametrize("script", [EVOLVE, DREAM])
 def test_nothing_to_learn_with(tmp_path, linked, as_script, script):
     module = script_module(script)
@@ -177,6 +188,7 @@ BAD = [
     (EVOLVE, "SEED=100_000", "SEED, GENERATIONS or TRACKS is too large"),
     (EVOLVE, "EVAL_TRACKS=101", "EVAL_TRACKS can be 100 at most"),
     (EVOLVE, "FEATURES=h", "FEATURES=h must be one of zh, z"),
+    (EVOLVE, "START=best", "START=best must be one of zero, controller, dream_controller"),
     (DREAM, "TEMPERATURE=0", "TEMPERATURE=0.0 must be above 0"),
     (DREAM, "DREAMS=1.5", "DREAMS=1.5: expected something such as"),
     (DREAM, "POPULATION=2", "POPULATION must be at least 4"),
