@@ -6,9 +6,9 @@ stopped goes on) and data/controller.png (the curve).
 
 CMA-ES draws POPULATION controllers of 867 numbers each around its mean; all of them drive the same TRACKS tracks; the
 better half moves the mean and shapes the spread that the next ones are drawn with. No gradients anywhere. The 288
-numbers that C sees vary together, in a few directions: the search moves C along the first COMPONENTS of them, which
-leaves it 63 numbers to find instead of 867.
-Takes 1 to 1½ hours for 200 generations on 2 cores; there is an agent that drives after 10 minutes.
+numbers that C sees vary together, in a few directions: once C drives, moving it along the first 20 or 30 of them
+(COMPONENTS, WHITENED), 63 or 93 numbers instead of 867, finds the rest sooner.
+Takes 1½ hours for 200 generations on 2 cores; there is an agent that drives after 10 minutes.
 """
 
 import os
@@ -22,7 +22,7 @@ TRACKS = 4  # that each of them drives, the same for all (tutorial 4 episodes; p
 REPLAYED = 0  # of them, so many are earlier ones that went badly; half of them once C drives well
 SIGMA = 0.1  # how far the first ones are spread around the start; 0.04 once C drives
 DIAGONAL = False  # True: learn a variance for each number instead of a full covariance matrix
-COMPONENTS = 20  # principal components of what C sees that the search moves along, at most 288
+COMPONENTS = 288  # principal components of what C sees that the search moves along; 288: all of them
 WHITENED = False  # True: steps along all of them matter alike; slower from zero, finer later
 FEATURES = "zh"  # what C sees: "zh" is z and h, "z" is V alone (paper: 906 with h, 632 without)
 PATIENCE = 100  # a car that finds no new tile for so many frames is stopped, as if it then stood still; 0: never
