@@ -69,7 +69,7 @@ train: setup
 	$(call once,round-2-03,03_series.py)
 	$(call once,round-2-04,04_train_rnn.py $(LEARN_ON))
 	$(call once,07,07_dream_train.py)
-	$(call once,05,05_train_controller.py START=dream_controller $(FINER) GENERATIONS=160)
+	$(call once,05,05_train_controller.py START=dream_controller $(FINER) GENERATIONS=110)
 	$(PY) 06_visualise.py
 
 test: setup
