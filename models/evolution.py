@@ -244,7 +244,12 @@ def _read(history: Path, constants: dict, worlds: tuple[str, ...], best: Path, b
     if not history.exists():
         start = np.zeros(controller.PARAMETERS)
         if constants["START"] != "zero":
-            start = weights.load_controller(best.parent, constants["START"], vae=constants["vae"])
+            name = constants["START"]
+            if not (best.parent / f"{name}.weights.h5").exists():
+                raise Refused(f"there is no {name} in {best.parent}: run {weights.MADE_BY[name]} with START=zero first")
+            start = weights.load_controller(best.parent, name, vae=constants["vae"])
+            if start.reshape(-1, controller.ACTIONS)[~basis.any(0)].any():
+                raise Refused(f"the {name} in {best.parent} looks at h, which FEATURES=z leaves out: START=zero")
         return {name: [] for name in names} | {"start": list(start), "basis": list(basis)}
     arrays = load_npz(history, made_by)
     try:

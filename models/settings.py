@@ -84,7 +84,9 @@ def _read_shell(constants: dict, arguments: list[str]) -> None:
         sys.exit(0)
     for argument in arguments:
         name, equals, text = argument.partition("=")
-        if not equals or name not in names:
+        if not equals:
+            raise Refused(f"{argument!r} is no constant with a value: write NAME=value, without spaces")
+        if name not in names:
             raise Refused(f"unknown constant {argument!r}; this script has {', '.join(names)}")
         old = constants[name]
         try:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import sys
 
 from models import controller, evolution, settings
 
@@ -234,8 +235,17 @@ def test_a_start_that_nothing_improved_on_is_kept(tmp_path):
 
 
 def test_nothing_to_go_on_from_is_refused(tmp_path):
-    with pytest.raises(settings.Refused, match=r"missing: run 05_train_controller\.py first"):
+    cure = r"there is no controller in .*: run 05_train_controller\.py with START=zero first"
+    with pytest.raises(settings.Refused, match=cure):
         evolve(tmp_path, constants={"START": "controller"})
+
+
+def test_a_start_that_looks_at_more_is_refused(tmp_path, monkeypatch):
+    evolve(tmp_path)
+    (tmp_path / "controller.npz").unlink()
+    monkeypatch.setattr(sys.modules[__name__], "BASIS", BASIS[:33])
+    with pytest.raises(settings.Refused, match="looks at h, which FEATURES=z leaves out"):
+        evolve(tmp_path, constants={"START": "controller", "FEATURES": "z"})
 
 
 def test_a_finished_run_drives_nothing_more(tmp_path, capsys):

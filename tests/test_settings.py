@@ -116,9 +116,9 @@ def test_several_constants_and_none(run):
     ("argument", "told"),
     [
         ("COLOUR=3", "unknown constant 'COLOUR=3'; this script has COUNT, RATE, START, LAYERS, FLAG, KIND, DATA"),
-        ("COUNT", "unknown constant 'COUNT'"),
+        ("COUNT", "write NAME=value"),
         ("count=3", "unknown constant"),
-        ("--verbose", "unknown constant"),
+        ("--verbose", "is no constant with a value: write NAME=value, without spaces"),
         ("__file__=x", "unknown constant"),
         ("COUNT=2.5", "expected something such as 3"),
         ("COUNT=many", "expected something such as"),
