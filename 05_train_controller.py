@@ -1,6 +1,6 @@
 """Step 8 of the tutorial: evolve C, the controller, on the real track.
 
-Reads models/vae.weights.h5, models/rnn.weights.h5 and models/dream_starts.npz.
+Reads models/vae.weights.h5, models/rnn.weights.h5 and models/dream_starts.npz, and the controller that START names.
 Writes models/controller.weights.h5 (the best so far), data/controller.npz (the history, from which a run that was
 stopped goes on) and data/controller.png (the curve).
 

@@ -1,6 +1,6 @@
 """Step 10 of the tutorial: evolve C inside M's own dream, then see how it drives the real car.
 
-Reads models/vae.weights.h5, models/rnn.weights.h5 and models/dream_starts.npz.
+Reads models/vae.weights.h5, models/rnn.weights.h5 and models/dream_starts.npz, and the controller that START names.
 Writes models/dream_controller.weights.h5 (the best so far in the dream), data/dream_controller.npz (the history, from
 which a run that was stopped goes on) and data/dream_controller.png (the return in the dream and on the real track).
 
@@ -20,10 +20,10 @@ TRACKS = 8  # dreams that each of them drives, the same for all
 REPLAYED = 4  # of them, so many are earlier ones that went badly
 FRAMES = 600  # of a dream, at most: M's dreams get stranger the longer they last
 TEMPERATURE = 1.0  # of the dream: above 1 it is less certain, and harder to cheat (paper, section 4.3: 1.15 for Doom)
-SIGMA = 0.1  # how far the first ones are spread around the start; 0.04 once C drives
+SIGMA = 0.1  # how far the first ones are spread around the start; finer steps learn what is wrong with the dream
 DIAGONAL = False  # True: learn a variance for each number instead of a full covariance matrix
 COMPONENTS = 20  # principal components of what C sees that the search moves along; 288: all of them
-WHITENED = True  # True: steps along all of them matter alike; slower from zero, finer later
+WHITENED = True  # True: steps along all of them matter alike
 FEATURES = "zh"  # what C sees: "zh" is z and h, "z" is z alone
 PATIENCE = 100  # on the real track, a car that finds no new tile for so many frames is stopped; 0: never
 EVAL_EVERY = 20  # generations from one score of the mean, in the dream and on the selection tracks, to the next
