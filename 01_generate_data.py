@@ -14,30 +14,42 @@ Takes about 2½ minutes for 4,000 rollouts on 2 cores, and 0.9 GB of disk.
 
 import os
 from pathlib import Path
+from typing import Literal
 
-from models import rollouts, settings
-from models.settings import ROLLOUT_TRACKS, Progress, Refused
-from models.workers import Workers
+from models.tracks import ROLLOUT_TRACKS
+from pipeline import UserError, rollouts, script
+from pipeline.files import atomic_write, ensure_dir, save_npz
+from pipeline.progress import Progress
+from pipeline.script import NonNegativeFloat, NonNegativeInt
+from pipeline.workers import WorkerPool
 
 import cv2
 import numpy as np
 
 ROLLOUTS = 4000  # how many there should be in the end, 170 frames on average (tutorial 2,000 of 300; paper 10,000)
 STEPS = 300  # frames of each at most (tutorial 300; paper 1,000)
-FIRST = 0  # number of the first one; each number is a track and a drive of its own
-POLICY = "random"  # or "controller": drive with the trained one and noise, the paper's iterative training
+FIRST: NonNegativeInt = 0  # number of the first one; each number is a track and a drive of its own
+POLICY: Literal["random", "controller"] = (
+    "random"  # or "controller": drive with the trained one and noise, the paper's iterative training
+)
 MODELS = "models"  # where the controller, V and M are (POLICY=controller)
-CONTROLLER = "controller"  # or "dream_controller": whose weights drive
+CONTROLLER: Literal["controller", "dream_controller"] = "controller"  # or "dream_controller": whose weights drive
 WORKERS = os.cpu_count()  # processes
 DATA = "data"  # rollouts are written to the folder "rollouts" in it
 
 # Random driving. All of the numbers are drawn anew for each rollout or each held action.
-ACCELERATE = 20  # frames of full gas at the start, so that the car gets going (tutorial: a few)
+ACCELERATE: NonNegativeInt = 20  # frames of full gas at the start, so that the car gets going (tutorial: a few)
 HOLD = 10  # frames that an action is held at most: a new one for every frame would average out
-ON_THE_MOVE = 0.6  # share of the rollouts that start at a random place of the track, at speed: curves are seen early
-LEAVING = 0.04  # share that starts far out and drives off the field, which chance alone hardly ever does
+ON_THE_MOVE: NonNegativeFloat = (
+    0.6  # share of the rollouts that start at a random place of the track, at speed: curves are seen early
+)
+LEAVING: NonNegativeFloat = (
+    0.04  # share that starts far out and drives off the field, which chance alone hardly ever does
+)
 LOST = 50  # a rollout ends after so many frames on the grass: there is little to learn about roads out there …
-WANDERING = 0.3  # … but for this share of the rollouts, so that the grass, and how one gets back, is known too
+WANDERING: NonNegativeFloat = (
+    0.3  # … but for this share of the rollouts, so that the grass, and how one gets back, is known too
+)
 SPEEDS = (10.0, 90.0)  # of those that start on the move, in units/s (a good lap averages 60)
 
 # Driving with the controller.
@@ -103,7 +115,7 @@ def make_random(prepared, seed: int) -> list[int]:
     """Make and write one rollout; returns its length in frames."""
     env, folder, steps = prepared
     rollout = random_rollout(env, seed, steps)
-    settings.save_npz(f"{folder}/rollout-{seed}.npz", level=1, **rollout)
+    save_npz(f"{folder}/rollout-{seed}.npz", level=1, **rollout)
     return [len(rollout["done"])]
 
 
@@ -125,7 +137,7 @@ def make_with_controller(prepared, seeds: list[int]) -> list[int]:
         drive.append(seen)
         if seen.last is None:
             return
-        settings.save_npz(
+        save_npz(
             f"{folder}/rollout-{seeds[seen.pair]}.npz",
             level=1,
             obs=np.array([step.frame for step in drive] + [seen.last]),
@@ -146,19 +158,19 @@ def contact_sheet(folder: Path, seeds: list[int], path: Path) -> None:
     for seed in seeds[:: max(1, len(seeds) // 8)][:8]:
         obs = rollouts.read(folder / f"rollout-{seed}.npz")["obs"]
         rows.append(np.hstack(obs[np.linspace(0, len(obs) - 1, 12).astype(int)]))
-    with settings.whole(path) as temporary:
+    with atomic_write(path) as temporary:
         cv2.imwrite(str(temporary), np.vstack(rows)[..., ::-1])
 
 
 def main() -> None:
     """Make the rollouts that are missing."""
     if ON_THE_MOVE + LEAVING > 1:
-        raise Refused("ON_THE_MOVE and LEAVING are shares of the rollouts: together at most 1")
+        raise UserError("ON_THE_MOVE and LEAVING are shares of the rollouts: together at most 1")
     if len(ROLLOUT_TRACKS) < FIRST + ROLLOUTS:
-        raise Refused(f"there are {len(ROLLOUT_TRACKS):,} track seeds for rollouts: FIRST + ROLLOUTS must stay below")
+        raise UserError(f"there are {len(ROLLOUT_TRACKS):,} track seeds for rollouts: FIRST + ROLLOUTS must stay below")
     if len(SPEEDS) != 2 or SPEEDS[0] > SPEEDS[1]:
-        raise Refused(f"SPEEDS={SPEEDS} must be two numbers, the lower one first")
-    folder = settings.make_folder(Path(DATA) / "rollouts")
+        raise UserError(f"SPEEDS={SPEEDS} must be two numbers, the lower one first")
+    folder = ensure_dir(Path(DATA) / "rollouts")
     seeds = [ROLLOUT_TRACKS[FIRST + i] for i in range(ROLLOUTS)]
     missing = []
     for seed in seeds:
@@ -182,8 +194,8 @@ def main() -> None:
         prepare, make = (prepare_controller, str(folder), STEPS, MODELS, CONTROLLER), make_with_controller
     rollouts_made = frames = 0
     progress = Progress(len(missing), "rollouts")
-    with Workers(min(WORKERS, len(items)), *prepare) as workers:
-        for made in workers.each(make, items):
+    with WorkerPool(min(WORKERS, len(items)), *prepare) as workers:
+        for made in workers.imap_unordered(make, items):
             rollouts_made += len(made)
             frames += sum(made)
             progress.update(rollouts_made, f"{frames:,} frames")
@@ -192,9 +204,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    settings.run(
-        main,
-        globals(),
-        zero=("FIRST", "LEAVING", "ON_THE_MOVE", "ACCELERATE", "WANDERING"),
-        choices={"POLICY": ("random", "controller"), "CONTROLLER": ("controller", "dream_controller")},
-    )
+    script.run(main, globals())

@@ -13,8 +13,11 @@ command goes on from the last epoch.
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from models import rollouts, settings
-from models.checkpoint import Checkpoint
+from pipeline import UserError, rollouts, script
+from pipeline.files import suppress_stderr
+from pipeline.progress import Progress
+from pipeline.script import NonNegativeFloat
+from pipeline.training import Checkpoint
 
 import numpy as np
 
@@ -23,7 +26,7 @@ FRAMES_PER_EPOCH = 30_000  # a random share of the frames: what a kill loses at 
 BATCH = 100  # frames a step; the paper's code: 100
 LEARNING_RATE = 1e-3  # Adam's; the paper's code: 1e-4, for many more steps
 LEARNING_RATE_DECAY = 0.95  # the learning rate's factor from one epoch to the next
-KL_TOLERANCE = 0.5  # nats a latent that cost nothing (the paper's and the tutorial's)
+KL_TOLERANCE: NonNegativeFloat = 0.5  # nats a latent that cost nothing (the paper's and the tutorial's)
 SHUFFLE = 8_192  # frames that are mixed at a time, 12 KB each: neighbours in a drive look alike
 HELD_OUT_FRAMES = 2_000  # at most, from rollouts that are never trained on
 GO_ON = False  # True: start from the weights that are there, with the rollouts that are there now
@@ -40,7 +43,7 @@ def main() -> None:
     skipped = set()  # rollouts that turned out to be damaged
     held_out_frames = some_frames([path for path in paths if path.name in held_out], skipped)
 
-    with settings.quiet():
+    with suppress_stderr():
         import keras
         import tensorflow as tf
 
@@ -106,18 +109,18 @@ def main() -> None:
     steps = max(FRAMES_PER_EPOCH // BATCH, 1)
     for epoch in range(done + 1, EPOCHS + 1):
         optimizer.learning_rate.assign(LEARNING_RATE * LEARNING_RATE_DECAY ** (epoch - 1))
-        progress = settings.Progress(steps * BATCH, "pictures", f"epoch {epoch}/{EPOCHS}: ")
+        progress = Progress(steps * BATCH, "pictures", f"epoch {epoch}/{EPOCHS}: ")
         losses_seen = []
         for step, frames in enumerate(batches(epoch), 1):
             losses_seen.append(float(train_step(frames, tf.constant((epoch, step)))))
             if not np.isfinite(losses_seen[-1]):
-                raise settings.Refused(
+                raise UserError(
                     f"the loss is {losses_seen[-1]} at step {step} of epoch {epoch}; the last good weights are kept. "
                     "Try a lower LEARNING_RATE"
                 )
             progress.update(step * BATCH, f"loss {np.mean(losses_seen[-50:]):.1f}")
         if not losses_seen:
-            raise settings.Refused("none of the rollouts to learn from can be read: run 01_generate_data.py")
+            raise UserError("none of the rollouts to learn from can be read: run 01_generate_data.py")
 
         history.append({"epoch": epoch, "train": float(np.mean(losses_seen)), **evaluate()})
         now = history[-1]
@@ -145,7 +148,7 @@ def some_frames(paths: list[Path], skipped: set[Path]) -> np.ndarray:
         obs = rollout["obs"]
         parts.append(obs[np.unique(np.linspace(0, len(obs) - 1, each).astype(int))])
     if not parts:
-        raise settings.Refused("none of the held-out rollouts can be read: run 01_generate_data.py")
+        raise UserError("none of the held-out rollouts can be read: run 01_generate_data.py")
     return np.concatenate(parts)
 
 
@@ -162,10 +165,10 @@ def endless_frames(paths: list[Path], random: np.random.Generator, skipped: set[
 
 def draw(history: list[dict], best: dict, frames: np.ndarray, reconstruct: Callable) -> None:
     """The loss curve, held-out frames above their reconstructions, and what each latent carries, as PNG."""
-    from models import pictures
+    from pipeline import plots
 
     paths = [Path(DATA, f"vae_{name}.png") for name in ("loss", "reconstructions", "latents")]
-    with pictures.figure(paths[0], "V learns to see") as ax:
+    with plots.figure(paths[0], "V learns to see") as ax:
         trained = [entry for entry in history if entry["train"] is not None]
         ax.plot(
             [entry["epoch"] for entry in trained], [entry["train"] for entry in trained], marker=".", label="training"
@@ -182,14 +185,14 @@ def draw(history: list[dict], best: dict, frames: np.ndarray, reconstruct: Calla
 
     shown = frames[np.linspace(0, len(frames) - 1, 12).astype(int)]
     rows = {"frame": shown, "V's picture": reconstruct(shown)}
-    pictures.frame_rows(paths[1], "Frames that V never trained on, and what it makes of them through 32 numbers", rows)
+    plots.frame_rows(paths[1], "Frames that V never trained on, and what it makes of them through 32 numbers", rows)
 
     title = f"{best['active']} of {len(best['latents'])} latents are active; the others say nothing about the frame"
-    with pictures.figure(paths[2], title) as ax:
+    with plots.figure(paths[2], title) as ax:
         ax.bar(range(1, len(best["latents"]) + 1), sorted(best["latents"], reverse=True))
         ax.set(xlabel="latent, the busiest first", ylabel="KL to N(0, 1), nats")
     print("drawn: " + ", ".join(map(str, paths)))
 
 
 if __name__ == "__main__":
-    settings.run(main, globals(), zero=("KL_TOLERANCE",), choices={"GO_ON": (False, True)})
+    script.run(main, globals())

@@ -10,7 +10,10 @@ short windows of real drives on the road: a dream is set going with one of them,
 
 from pathlib import Path
 
-from models import rollouts, settings
+from pipeline import UserError, rollouts, script
+from pipeline.files import save_npz, suppress_stderr
+from pipeline.progress import Progress
+from pipeline.script import NonNegativeFloat
 
 import numpy as np
 
@@ -18,7 +21,7 @@ BATCH = 64  # frames in V at a time; always full, so that a frame's z doesn't de
 DREAM_STARTS = 1_024  # windows for dreams to start from
 DREAM_FRAMES = 16  # frames of each: M's state is warm after so many
 DREAM_AHEAD = 32  # frames after it that count as well, when it is asked whether the car is on the road
-AT_THE_START = 0.25  # the share of them that begins where a drive begins
+AT_THE_START: NonNegativeFloat = 0.25  # the share of them that begins where a drive begins
 SEED = 1
 DATA = "data"
 MODELS = "models"
@@ -32,7 +35,7 @@ def main() -> None:
 
     weights.check(weights_path, "02_train_vae.py")
 
-    with settings.quiet():
+    with suppress_stderr():
         import tensorflow as tf
 
     from models.vae import LATENTS, PICTURE, VAE
@@ -47,7 +50,7 @@ def main() -> None:
     mu, logvar = np.zeros((rows, LATENTS), np.float16), np.zeros((rows, LATENTS), np.float16)
     action, reward, done = np.zeros((rows, 3), np.float16), np.zeros(rows, np.float32), np.zeros(rows, bool)
     lengths, names, start = [], [], 0
-    progress = settings.Progress(rows, "frames")
+    progress = Progress(rows, "frames")
     for path, rollout in rollouts.read_all(paths, skipped=set()):
         frames = len(rollout["obs"])
         place = slice(start, start + frames)
@@ -60,14 +63,14 @@ def main() -> None:
         start += frames
         progress.update(start)
     if len(lengths) < 2:
-        raise settings.Refused("fewer than 2 rollouts can be read: run 01_generate_data.py")
+        raise UserError("fewer than 2 rollouts can be read: run 01_generate_data.py")
     if not (np.isfinite(mu).all() and np.isfinite(logvar).all()):
-        raise settings.Refused(f"V gives numbers that are not finite: train it anew, {weights_path} is no good")
+        raise UserError(f"V gives numbers that are not finite: train it anew, {weights_path} is no good")
 
     lengths = np.array(lengths, np.int32)
     windows = dream_starts(lengths, reward, np.random.default_rng(SEED))
     series_path, starts_path = Path(DATA, "series.npz"), Path(MODELS, "dream_starts.npz")
-    settings.save_npz(
+    save_npz(
         series_path,
         mu=mu[:start],
         logvar=logvar[:start],
@@ -78,7 +81,7 @@ def main() -> None:
         names=np.array(names),
         vae=np.array(origin),
     )
-    settings.save_npz(starts_path, mu=mu[windows], logvar=logvar[windows], action=action[windows], vae=np.array(origin))
+    save_npz(starts_path, mu=mu[windows], logvar=logvar[windows], action=action[windows], vae=np.array(origin))
     print(f"{series_path}: {len(lengths):,} rollouts, {start:,} frames, {done.sum():,} of them the end of a drive")
     print(f"{starts_path}: {len(windows):,} windows of {DREAM_FRAMES} frames")
 
@@ -103,7 +106,7 @@ def dream_starts(lengths: np.ndarray, reward: np.ndarray, random: np.random.Gene
     end = ends[np.searchsorted(ends, first)]
     first = first[total[np.minimum(first + DREAM_FRAMES + DREAM_AHEAD, end)] > total[first]]
     if not len(first):
-        raise settings.Refused(f"no rollout of {DREAM_FRAMES} frames finds the road: run 01_generate_data.py with more")
+        raise UserError(f"no rollout of {DREAM_FRAMES} frames finds the road: run 01_generate_data.py with more")
     at_the_start = np.isin(first, ends - lengths)
     weight = np.full(len(first), 1 - AT_THE_START) + at_the_start * AT_THE_START * len(first) / max(
         at_the_start.sum(), 1
@@ -113,4 +116,4 @@ def dream_starts(lengths: np.ndarray, reward: np.ndarray, random: np.random.Gene
 
 
 if __name__ == "__main__":
-    settings.run(main, globals(), zero=("AT_THE_START",))
+    script.run(main, globals())

@@ -14,8 +14,10 @@ import math
 import zlib
 from pathlib import Path
 
-from models import rollouts, settings
-from models.checkpoint import Checkpoint
+from pipeline import UserError, rollouts, script
+from pipeline.files import load_npz, suppress_stderr
+from pipeline.progress import Progress
+from pipeline.training import Checkpoint
 
 import numpy as np
 
@@ -50,7 +52,7 @@ def main() -> None:
     from models import weights
 
     weights.check(vae_path, "02_train_vae.py")
-    with settings.quiet():
+    with suppress_stderr():
         import keras
         import tensorflow as tf
 
@@ -61,7 +63,7 @@ def main() -> None:
     weights.load(vae_path, vae, "02_train_vae.py")
     origin = weights.fingerprint(vae.get_weights())
     if str(series["vae"]) != origin:
-        raise settings.Refused(f"{series_path} was made with another V than {vae_path}: run 03_series.py again")
+        raise UserError(f"{series_path} was made with another V than {vae_path}: run 03_series.py again")
 
     keras.utils.set_random_seed(SEED)
     rnn = MDNRNN()
@@ -112,7 +114,7 @@ def main() -> None:
     checkpoint = Checkpoint(Path(MODELS, "rnn.checkpoint.npz"), weights_path, globals(), data)
     both = checkpoint.path.exists() and weights_path.exists()
     if both and weights.check(weights_path, "04_train_rnn.py").get("vae") != origin:
-        raise settings.Refused(f"{checkpoint.path} belongs to an earlier V: delete it, and M is trained anew")
+        raise UserError(f"{checkpoint.path} belongs to an earlier V: delete it, and M is trained anew")
     history = checkpoint.resume(rnn, optimizer) or []
     if not history and GO_ON:
         weights.load(weights_path, rnn, "04_train_rnn.py with GO_ON=False", vae=origin)
@@ -133,13 +135,13 @@ def main() -> None:
     for epoch in range(finished + 1, EPOCHS + 1):
         optimizer.learning_rate.assign(LEARNING_RATE * LEARNING_RATE_DECAY ** (epoch - 1))
         random = np.random.default_rng((SEED, epoch))  # nothing else: a resumed run sees the same
-        progress = settings.Progress(steps * BATCH * sequence, "frames", f"epoch {epoch}/{EPOCHS}: ")
+        progress = Progress(steps * BATCH * sequence, "frames", f"epoch {epoch}/{EPOCHS}: ")
         losses_seen = []
         for step in range(1, steps + 1):
             batch = random_windows(series, seen_drives, sequence, random)
             losses_seen.append(float(train_step(*batch, tf.constant((epoch, step)))))
             if not np.isfinite(losses_seen[-1]):
-                raise settings.Refused(
+                raise UserError(
                     f"the loss is {losses_seen[-1]} at step {step} of epoch {epoch}; the last good weights are kept. "
                     "Try a lower LEARNING_RATE"
                 )
@@ -170,22 +172,22 @@ def main() -> None:
 
 
 def read_series(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of 03, checked. Raises `Refused` where they are missing or no series."""
-    series = settings.load_npz(path, "03_series.py")
+    """The arrays of 03, checked. Raises `UserError` where they are missing or no series."""
+    series = load_npz(path, "03_series.py")
     cure = "delete it and run 03_series.py"
     expected = {"mu": (32,), "logvar": (32,), "action": (3,), "reward": (), "done": (), "lengths": (), "names": ()}
     if missing := [name for name in (*expected, "vae") if name not in series]:
-        raise settings.Refused(f"{path} is no series, it has no {missing[0]}: {cure}")
+        raise UserError(f"{path} is no series, it has no {missing[0]}: {cure}")
     rows = int((series["lengths"].astype(np.int64) + 1).sum()) if series["lengths"].dtype == np.int32 else -1
     for name, shape in expected.items():
         length = len(series["lengths"]) if name in ("lengths", "names") else rows
         if series[name].shape != (length, *shape):
-            raise settings.Refused(f"{path} is no series, its {name} is {series[name].shape}: {cure}")
+            raise UserError(f"{path} is no series, its {name} is {series[name].shape}: {cure}")
     if len(series["lengths"]) < 2 or series["lengths"].min() < 1:
-        raise settings.Refused(f"{path} is no series, it holds fewer than 2 drives or an empty one: {cure}")
+        raise UserError(f"{path} is no series, it holds fewer than 2 drives or an empty one: {cure}")
     for name in ("mu", "logvar", "action", "reward"):
         if not np.isfinite(series[name]).all():
-            raise settings.Refused(f"{path} holds {name}s that are not finite: {cure}")
+            raise UserError(f"{path} holds {name}s that are not finite: {cure}")
     return series
 
 
@@ -268,11 +270,11 @@ def yardsticks(series: dict, seen: np.ndarray, held_out: list, unseen: np.ndarra
 
 def draw_loss(history: list[dict], nats: dict[str, float]) -> None:
     """The likelihood from epoch to epoch between the yardsticks, and the two heads, as PNG."""
-    from models import pictures
+    from pipeline import plots
 
     path = Path(DATA, "rnn_loss.png")
     epochs = [entry["epoch"] for entry in history]
-    with pictures.figure(path, "M learns what comes next (held-out rollouts)", (11, 4.5), panels=2) as (left, right):
+    with plots.figure(path, "M learns what comes next (held-out rollouts)", (11, 4.5), panels=2) as (left, right):
         left.plot(epochs, [entry["nats"] for entry in history], marker=".", label="M")
         for name, style in (("z stays as it is", ":"), ("linear regression", "--"), ("V's own noise", "-.")):
             left.axhline(nats[name], color="grey", linestyle=style, label=name)
@@ -289,7 +291,7 @@ def draw_loss(history: list[dict], nats: dict[str, float]) -> None:
 
 def draw_dream(series: dict, drives: np.ndarray, vae, rnn) -> None:
     """A strip: a held-out drive as V sees it, and below it M left alone with the same actions, as PNG."""
-    from models import pictures
+    from pipeline import plots
 
     import tensorflow as tf
 
@@ -312,7 +314,7 @@ def draw_dream(series: dict, drives: np.ndarray, vae, rnn) -> None:
         )
         z = rnn.sample(prediction, 1.0, noise)
     path = Path(DATA, "rnn_dream.png")
-    pictures.frame_rows(
+    plots.frame_rows(
         path,
         f"After {known} real frames M is left alone with the actions",
         {"what came": vae.decode(mu[columns]).numpy(), "M's dream": vae.decode(np.stack(dreamed)[columns]).numpy()},
@@ -322,4 +324,4 @@ def draw_dream(series: dict, drives: np.ndarray, vae, rnn) -> None:
 
 
 if __name__ == "__main__":
-    settings.run(main, globals(), choices={"GO_ON": (False, True)})
+    script.run(main, globals())

@@ -13,23 +13,30 @@ Takes 1½ hours for 200 generations on 2 cores; there is an agent that drives af
 
 import os
 from pathlib import Path
+from typing import Literal
 
-from models import settings
+from pipeline import script
+from pipeline.script import NonNegativeInt
+from pipeline.workers import WorkerPool
 
 GENERATIONS = 200  # tutorial 200; paper 1,800
 POPULATION = 32  # controllers a generation (tutorial 32; paper 64)
 TRACKS = 4  # that each of them drives, the same for all (tutorial 4 episodes; paper 16)
-REPLAYED = 0  # of them, so many are earlier ones that went badly; half of them once C drives well
+REPLAYED: NonNegativeInt = 0  # of them, so many are earlier ones that went badly; half of them once C drives well
 SIGMA = 0.1  # how far the first ones are spread around the start; 0.04 once C drives
 DIAGONAL = False  # True: learn a variance for each number instead of a full covariance matrix
 COMPONENTS = 288  # principal components of what C sees that the search moves along; 288: all of them
 WHITENED = False  # True: steps along all of them matter alike; slower from zero, finer later
-FEATURES = "zh"  # what C sees: "zh" is z and h, "z" is V alone (paper: 906 with h, 632 without)
-PATIENCE = 100  # a car that finds no new tile for so many frames is stopped, as if it then stood still; 0: never
+FEATURES: Literal["zh", "z"] = "zh"  # what C sees: "zh" is z and h, "z" is V alone (paper: 906 with h, 632 without)
+PATIENCE: NonNegativeInt = (
+    100  # a car that finds no new tile for so many frames is stopped, as if it then stood still; 0: never
+)
 EVAL_EVERY = 10  # generations from one score of the mean on the selection tracks to the next (tutorial 25)
 EVAL_TRACKS = 32  # of the 100 selection tracks (tutorial 100)
-START = "zero"  # or "dream_controller", "controller": go on from that one in MODELS, with the M of today
-SEED = 1  # of the search and of the tracks it drives on
+START: Literal["zero", "controller", "dream_controller"] = (
+    "zero"  # or "dream_controller", "controller": go on from that one in MODELS, with the M of today
+)
+SEED: NonNegativeInt = 1  # of the search and of the tracks it drives on
 CARS = 32  # driven in lockstep by each worker: the batch that V and M see
 WORKERS = os.cpu_count()  # processes
 MODELS = "models"
@@ -42,7 +49,6 @@ def main() -> None:
 
     evolution.check(globals())
     from models import worlds
-    from models.workers import Workers
 
     vae, rnn = worlds.load_models(MODELS)
     starts = worlds.load_starts(MODELS, vae)
@@ -50,7 +56,7 @@ def main() -> None:
     names = ("POPULATION", "TRACKS", "REPLAYED", "SIGMA", "DIAGONAL", "COMPONENTS", "WHITENED", "FEATURES", "PATIENCE")
     names += ("START", "SEED", "CARS")
     constants = {name: globals()[name] for name in names} | {"SCRIPT": Path(__file__).name}
-    with Workers(WORKERS, worlds.prepare_real, MODELS, CARS, PATIENCE) as workers:
+    with WorkerPool(WORKERS, worlds.prepare_real, MODELS, CARS, PATIENCE) as workers:
         evolution.evolve(
             workers,
             ("real",),
@@ -66,5 +72,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    choices = {"FEATURES": ("zh", "z"), "START": ("zero", "controller", "dream_controller"), "WHITENED": (False, True)}
-    settings.run(main, globals(), zero=("PATIENCE", "SEED", "REPLAYED"), choices=choices)
+    script.run(main, globals())

@@ -14,15 +14,22 @@ With CONTROLLER=dream_controller the one that learned in its dream drives, and t
 import json
 import os
 from pathlib import Path
+from typing import Literal
 
-from models import settings
-from models.workers import Workers
+from models.tracks import REPORT_TRACKS
+from pipeline import UserError, script
+from pipeline.files import load_npz, save_npz
+from pipeline.progress import Progress
+from pipeline.script import NonNegativeInt
+from pipeline.workers import WorkerPool
 
 import numpy as np
 
-TRACK = 1000  # the seed of the track to show; of those that are reported, so no training has seen it
-EPISODES = 0  # the score over so many of the 100 reported tracks, 1000 and on; the README's: 100. 0: no score
-CONTROLLER = "controller"  # or "dream_controller": which one drives
+TRACK: NonNegativeInt = 1000  # the seed of the track to show; of those that are reported, so no training has seen it
+EPISODES: NonNegativeInt = (
+    0  # the score over so many of the 100 reported tracks, 1000 and on; the README's: 100. 0: no score
+)
+CONTROLLER: Literal["controller", "dream_controller"] = "controller"  # or "dream_controller": which one drives
 SHOW = False  # True: also show the drive in a window while it happens
 FRAMES = 1000  # of the drive at most, and of each drive for the score; the game's own limit is 1,000
 EVERY = 4  # frames of the game from one picture of a GIF to the next; 50 frames are a second
@@ -44,17 +51,17 @@ AWAKE = 50  # frames that M is shown before it is left alone first: the camera f
 
 def main() -> None:
     """Make the pictures, then the score."""
-    if len(settings.REPORT_TRACKS) < EPISODES:
-        raise settings.Refused(f"EPISODES can be {len(settings.REPORT_TRACKS)} at most: so many tracks are reported")
+    if len(REPORT_TRACKS) < EPISODES:
+        raise UserError(f"EPISODES can be {len(REPORT_TRACKS)} at most: so many tracks are reported")
     if not AWAKE + AHEAD + EVERY < FRAMES <= 1000:
-        raise settings.Refused(f"FRAMES={FRAMES} must be {AWAKE + AHEAD + EVERY + 1} to 1000")
-    from models import pictures
+        raise UserError(f"FRAMES={FRAMES} must be {AWAKE + AHEAD + EVERY + 1} to 1000")
+    from pipeline import video
 
     window = None
     if SHOW:
         try:
-            window = pictures.Window(f"{CONTROLLER} on track {TRACK}", RATE)
-        except settings.Refused as error:
+            window = video.Window(f"{CONTROLLER} on track {TRACK}", RATE)
+        except UserError as error:
             print(f"no window: {error}; the files are made all the same")
 
     from models import worlds
@@ -64,9 +71,9 @@ def main() -> None:
     starts = worlds.load_starts(folder, vae)
 
     drive = Drive(vae, rnn, parameters, window)
-    announce(*pictures.moving(named("agent.gif"), drive.film(), RATE / EVERY))
+    announce(*video.moving(named("agent.gif"), drive.film(), RATE / EVERY))
     announce(*drive.expectations())
-    announce(*pictures.moving(named("dreams.gif"), dreams(vae, rnn, starts, parameters), RATE / EVERY))
+    announce(*video.moving(named("dreams.gif"), dreams(vae, rnn, starts, parameters), RATE / EVERY))
     curves(folder)
     if EPISODES:
         score(folder, parameters)
@@ -122,9 +129,9 @@ class Drive:
             if window:
                 views = [picture, now.frame, decode(vae, now.z[None])[0]]
                 labels = ["gym's picture", "what the agent sees of it", "V's picture of that"]
-                window.show(pictures.tiles(views, labels, 3, f"return {game.reward:.1f}"))
+                window.show(video.tiles(views, labels, 3, f"return {game.reward:.1f}"))
 
-        from models import pictures
+        from pipeline import video
 
         returns, lengths = world.drive(parameters[None], np.array([TRACK]), watch)
         if window:
@@ -162,7 +169,7 @@ class Drive:
 
     def film(self) -> list[np.ndarray]:
         """The pictures of agent.gif."""
-        from models import pictures
+        from pipeline import video
 
         shown = np.array([frame for frame in self.gym_pictures if frame < len(self.z) and frame % EVERY == 0])
         alone = np.where(shown < AWAKE, 0, (shown - AWAKE) % ALONE)
@@ -181,12 +188,12 @@ class Drive:
             ]
             views = [self.gym_pictures[frame], self.frames[frame], real, dream]
             title = f"track {TRACK}     {frame / RATE:.1f} s     return {returns[frame - 1]:.1f}"
-            film.append(pictures.tiles(views, labels, 4, title))
+            film.append(video.tiles(views, labels, 4, title))
         return film
 
     def expectations(self) -> list[Path]:
         """Draw what M expects next, beside what came: as pictures, and as numbers. Returns the files made."""
-        from models import pictures
+        from pipeline import plots
 
         prediction = self.rnn(self.z[None], self.action[None])
         logits, mu, log_sigma = (part.numpy()[0] for part in prediction[:3])
@@ -205,7 +212,7 @@ class Drive:
             f"M, after {AHEAD} frames alone": decode(self.vae, self.left_alone(now, AHEAD)[-1]),
             f"{AHEAD} frames later": self.frames[now + AHEAD],
         }
-        pictures.frame_rows(
+        plots.frame_rows(
             paths[0], f"What M expects on track {TRACK}, and what came", rows, [f"{t / RATE:.1f} s" for t in now]
         )
 
@@ -220,14 +227,14 @@ class Drive:
         }
         latents = {name: np.sqrt(square) for name, square in squares.items()}
         rewards = {"came": self.reward, "M expected": prediction.reward.numpy()[0]}
-        pictures.foretold(paths[1], RATE, rewards, latents, np.argsort(-self.z.std(0)))
+        plots.foretold(paths[1], RATE, rewards, latents, np.argsort(-self.z.std(0)))
         return paths
 
 
 def dreams(vae, rnn, starts: dict, parameters: np.ndarray) -> list[np.ndarray]:
     """The pictures of dreams.gif: what a controller sees while it drives in M's head."""
-    from models import pictures
     from models.worlds import DreamWorld
+    from pipeline import video
 
     seen = [[] for _ in range(DREAMS)]
     world = DreamWorld(rnn, starts, DREAMS, TEMPERATURE, DREAM_FRAMES)
@@ -245,17 +252,17 @@ def dreams(vae, rnn, starts: dict, parameters: np.ndarray) -> list[np.ndarray]:
         ]
         now = [view[min(frame // EVERY, len(view) - 1)] for view in views]
         title = f"{who}     {frame / RATE:.1f} s     temperature {TEMPERATURE}"
-        film.append(pictures.tiles(now, labels, 4, title))
+        film.append(video.tiles(now, labels, 4, title))
     return film
 
 
 def curves(folder: Path) -> None:
     """Draw the training curves that are there: V and M by epoch, C and the dreamer by generation."""
-    from models import pictures
+    from pipeline import plots
 
     # The shipped weights' histories are with them or the README's pictures; one's own are where training left them.
     places = (folder, Path(DATA)) if folder == Path(MODELS) else (folder, Path(__file__).parent / "data" / "readme")
-    made_by = {
+    producer = {
         "vae.checkpoint.npz": "02_train_vae.py",
         "rnn.checkpoint.npz": "04_train_rnn.py",
         "controller.npz": "05_train_controller.py",
@@ -266,14 +273,14 @@ def curves(folder: Path) -> None:
         "rnn.checkpoint.npz": ("nats", "M, held out: nats an active latent"),
     }
     agents = {"controller.npz": "C: return", "dream_controller.npz": "C that learns in the dream: return"}
-    found = {name: place / name for name in made_by for place in places if (place / name).exists()}
-    if missing := [name for name in made_by if name not in found]:
+    found = {name: place / name for name in producer for place in places if (place / name).exists()}
+    if missing := [name for name in producer if name not in found]:
         print(f"not in curves.png, these histories are not here: {', '.join(missing)}")
     if not found:
         return
     epochs, generations = {}, {}
     for name, path in found.items():
-        arrays = settings.load_npz(path, made_by[name])
+        arrays = load_npz(path, producer[name])
         try:
             if name in losses:
                 key, title = losses[name]
@@ -282,9 +289,9 @@ def curves(folder: Path) -> None:
                 generations[agents[name]] = arrays
                 arrays["fitness"].mean(1), arrays["eval_generation"]
         except (KeyError, TypeError, ValueError):
-            raise settings.Refused(f"{path} is not the history of a run: delete it and run {made_by[name]}") from None
+            raise UserError(f"{path} is not the history of a run: delete it and run {producer[name]}") from None
     path = Path(DATA, "curves.png")
-    pictures.curves(path, epochs, generations)
+    plots.curves(path, epochs, generations)
     announce(path)
 
 
@@ -303,9 +310,9 @@ def drive_some(world, item: tuple) -> tuple:
 
 def score(folder: Path, parameters: np.ndarray) -> None:
     """Drive the first EPISODES of the reported tracks on gym's own renderer; the last line is the score."""
-    from models import pictures
+    from pipeline import plots
 
-    tracks = np.array(settings.REPORT_TRACKS[:EPISODES])
+    tracks = np.array(REPORT_TRACKS[:EPISODES])
     some = min(EPISODES, YARDSTICKS)
     drivers = {
         "agent": np.tile(parameters, (EPISODES, 1)),
@@ -319,18 +326,18 @@ def score(folder: Path, parameters: np.ndarray) -> None:
             places = np.arange(start, min(start + each, len(rows)))
             items.append((who, places, rows[places], tracks[places]))
     returns = {who: np.full(len(rows), np.nan) for who, rows in drivers.items()}
-    progress = settings.Progress(sum(map(len, drivers.values())), "drives")
+    progress = Progress(sum(map(len, drivers.values())), "drives")
     print(f"{progress.total} drives on gym's own renderer, with {WORKERS} workers", flush=True)
     done = frames = 0
-    with Workers(min(WORKERS, len(items)), prepare, folder, CARS, FRAMES) as workers:
-        for who, places, result, lengths in workers.each(drive_some, items):
+    with WorkerPool(min(WORKERS, len(items)), prepare, folder, CARS, FRAMES) as workers:
+        for who, places, result, lengths in workers.imap_unordered(drive_some, items):
             returns[who][places] = result
             done += len(places)
             frames += lengths.sum()
             progress.update(done, f"{frames:,} frames")
-    settings.save_npz(named("score.npz"), tracks=tracks, controller=np.array(CONTROLLER), **returns)
+    save_npz(named("score.npz"), tracks=tracks, controller=np.array(CONTROLLER), **returns)
 
-    pictures.ranking(named("score.png"), tracks, returns)
+    plots.ranking(named("score.png"), tracks, returns)
     announce(named("score.npz"), named("score.png"))
 
     agent = returns["agent"]
@@ -349,9 +356,4 @@ def score(folder: Path, parameters: np.ndarray) -> None:
 
 
 if __name__ == "__main__":
-    settings.run(
-        main,
-        globals(),
-        zero=("EPISODES", "TRACK"),
-        choices={"CONTROLLER": ("controller", "dream_controller"), "SHOW": (False, True)},
-    )
+    script.run(main, globals())

@@ -11,25 +11,32 @@ which controller is kept. Takes 2 minutes on 2 cores.
 
 import os
 from pathlib import Path
+from typing import Literal
 
-from models import settings
+from pipeline import script
+from pipeline.script import NonNegativeInt
+from pipeline.workers import WorkerPool
 
 GENERATIONS = 60  # tutorial 200; here more of them learn what is wrong with the dream
 POPULATION = 32  # controllers a generation
 TRACKS = 8  # dreams that each of them drives, the same for all
-REPLAYED = 4  # of them, so many are earlier ones that went badly
+REPLAYED: NonNegativeInt = 4  # of them, so many are earlier ones that went badly
 FRAMES = 600  # of a dream, at most: M's dreams get stranger the longer they last
 TEMPERATURE = 1.0  # of the dream: above 1 it is less certain, and harder to cheat (paper, section 4.3: 1.15 for Doom)
 SIGMA = 0.1  # how far the first ones are spread around the start; finer steps learn what is wrong with the dream
 DIAGONAL = False  # True: learn a variance for each number instead of a full covariance matrix
 COMPONENTS = 20  # principal components of what C sees that the search moves along; 288: all of them
 WHITENED = True  # True: steps along all of them matter alike
-FEATURES = "zh"  # what C sees: "zh" is z and h, "z" is z alone
-PATIENCE = 100  # on the real track, a car that finds no new tile for so many frames is stopped; 0: never
+FEATURES: Literal["zh", "z"] = "zh"  # what C sees: "zh" is z and h, "z" is z alone
+PATIENCE: NonNegativeInt = (
+    100  # on the real track, a car that finds no new tile for so many frames is stopped; 0: never
+)
 EVAL_EVERY = 20  # generations from one score of the mean, in the dream and on the selection tracks, to the next
 EVAL_TRACKS = 16  # of the 100 selection tracks, and as many dreams
-START = "zero"  # or "dream_controller", "controller": go on from that one in MODELS, with the M of today
-SEED = 1  # of the search and of the dreams
+START: Literal["zero", "controller", "dream_controller"] = (
+    "zero"  # or "dream_controller", "controller": go on from that one in MODELS, with the M of today
+)
+SEED: NonNegativeInt = 1  # of the search and of the dreams
 DREAMS = 256  # dreamt in lockstep by each worker
 CARS = 32  # driven in lockstep by each worker on the real track
 WORKERS = os.cpu_count()  # processes
@@ -43,7 +50,6 @@ def main() -> None:
 
     evolution.check(globals())
     from models import weights, worlds
-    from models.workers import Workers
 
     vae, rnn = worlds.load_models(MODELS)
     starts = worlds.load_starts(MODELS, vae)
@@ -52,7 +58,7 @@ def main() -> None:
     names += ("FEATURES", "PATIENCE", "START", "SEED", "DREAMS", "CARS")
     constants = {name: globals()[name] for name in names} | {"SCRIPT": Path(__file__).name}
     constants["the starts"] = weights.fingerprint((starts["mu"], starts["action"]))
-    with Workers(WORKERS, worlds.prepare_dream, MODELS, DREAMS, TEMPERATURE, FRAMES, CARS, PATIENCE) as workers:
+    with WorkerPool(WORKERS, worlds.prepare_dream, MODELS, DREAMS, TEMPERATURE, FRAMES, CARS, PATIENCE) as workers:
         evolution.evolve(
             workers,
             ("dream", "real"),
@@ -68,5 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    choices = {"FEATURES": ("zh", "z"), "START": ("zero", "controller", "dream_controller"), "WHITENED": (False, True)}
-    settings.run(main, globals(), zero=("PATIENCE", "SEED", "REPLAYED"), choices=choices)
+    script.run(main, globals())

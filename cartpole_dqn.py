@@ -10,16 +10,19 @@ Takes   about 15 seconds on one core: some 250 episodes, 60,000 steps.
 
 from pathlib import Path
 
-from models import pictures, settings, weights
+from models import weights
+from pipeline import plots, script, video
+from pipeline.files import suppress_stderr
+from pipeline.script import NonNegativeInt
 
 import numpy as np
 
-with settings.quiet():  # notices of gym and TensorFlow
+with suppress_stderr():  # notices of gym and TensorFlow
     import gym
     import keras
     import tensorflow as tf
 
-SEED = 0  # another seed is another run
+SEED: NonNegativeInt = 0  # another seed is another run
 EPISODES = 1_500  # at most: it stops when solved. Tutorial: 10,000
 GAMMA = 0.995  # worth of a reward one step later. Tutorial: 0.95, too short-sighted for a slow drift off the track
 N_STEPS = 10  # rewards that are seen before the network guesses the rest. Tutorial: 1, learns slowly and forgets
@@ -97,7 +100,7 @@ def play(agent: Agent, env: gym.Env, seed: int, training: bool = False) -> int:
 def main() -> None:
     """Train until solved, and show the agent on episodes that it was neither trained nor chosen on."""
     if SHOW:
-        pictures.Window("CartPole-v1", rate=50)  # gym draws in it; here, so that a missing screen is told at once
+        video.Window("CartPole-v1", rate=50)  # gym draws in it; here, so that a missing screen is told at once
     keras.utils.set_random_seed(SEED)
     agent, path, scores, means, solved = Agent(), Path(MODELS, "cartpole.weights.h5"), [], [], False
     env = gym.make("CartPole-v1", disable_env_checker=True)
@@ -114,14 +117,14 @@ def main() -> None:
     finally:  # after Ctrl-C too, but weights that were taken up again are not written over by a dip
         if solved or not (path.exists() and means and means[-1] < max(means)):
             weights.save(path, agent.model)
-        with pictures.figure(Path(DATA, "cartpole.png"), "CartPole: score by episode, and mean of 100") as axes:
+        with plots.figure(Path(DATA, "cartpole.png"), "CartPole: score by episode, and mean of 100") as axes:
             axes.plot(scores, ".", means, "-")
     print(f"\n{agent.count:,} steps; 100 new episodes: {np.mean([play(agent, env, i) for i in range(1000, 1100)]):.1f}")
-    with settings.quiet():  # notices of what draws the pole
+    with suppress_stderr():  # notices of what draws the pole
         play(agent, env := gym.make("CartPole-v1", render_mode="human" if SHOW else "rgb_array_list"), seed=1000)
     if not SHOW:
-        pictures.moving(Path(DATA, "cartpole.gif"), env.render()[::2], rate=25)
+        video.moving(Path(DATA, "cartpole.gif"), env.render()[::2], rate=25)
 
 
 if __name__ == "__main__":
-    settings.run(main, globals(), zero=("SEED",))
+    script.run(main, globals())

@@ -13,13 +13,13 @@ from collections import OrderedDict
 from functools import lru_cache
 from types import SimpleNamespace
 
-from models.settings import quiet
+from pipeline.files import suppress_stderr
 
 import cv2
 import numpy as np
 
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # no screen needed
-with quiet():  # gym's notice, once per process otherwise
+with suppress_stderr():  # gym's notice, once per process otherwise
     import Box2D
     import pygame
     from gym import spaces

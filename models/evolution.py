@@ -11,8 +11,11 @@ from itertools import takewhile
 from pathlib import Path
 
 from models import controller, weights
-from models.settings import EVOLUTION_TRACKS, SELECTION_TRACKS, Refused, clock, load_npz, save_npz, whole
-from models.workers import Workers
+from models.tracks import EVOLUTION_TRACKS, SELECTION_TRACKS
+from pipeline import UserError
+from pipeline.files import atomic_write, load_npz, save_npz
+from pipeline.progress import format_duration
+from pipeline.workers import WorkerPool
 
 import numpy as np
 
@@ -79,30 +82,30 @@ def drive(worlds: dict, numbers: Iterator[int], name: str, parameters: np.ndarra
     return worlds[name].drive(parameters, tracks, pairs=pairs)
 
 
-def drive_all(workers: Workers, name: str, parameters: np.ndarray, tracks: np.ndarray) -> tuple[np.ndarray, int]:
+def drive_all(workers: WorkerPool, name: str, parameters: np.ndarray, tracks: np.ndarray) -> tuple[np.ndarray, int]:
     """Every controller on every track: the returns (controllers, tracks), and how many frames that took."""
     shape = len(parameters), len(tracks)
-    shares = workers.share(drive, name, np.repeat(parameters, shape[1], 0), np.tile(tracks, shape[0]))
+    shares = workers.run_on_all(drive, name, np.repeat(parameters, shape[1], 0), np.tile(tracks, shape[0]))
     returns = np.full(shape[0] * shape[1], np.nan)
     for share, _ in shares:
         returns = np.where(np.isnan(share), returns, share)
     if not np.isfinite(returns).all():
-        raise Refused(
+        raise UserError(
             f"{np.sum(~np.isfinite(returns))} drives have no return that is a number: nothing is made of them"
         )
     return returns.reshape(shape), int(sum(lengths.sum() for _, lengths in shares))
 
 
 def check(constants: dict) -> None:
-    """Raises `Refused` for constants that `evolve` can do nothing with, before anything is loaded."""
+    """Raises `UserError` for constants that `evolve` can do nothing with, before anything is loaded."""
     if constants["POPULATION"] < 4:
-        raise Refused("POPULATION must be at least 4: the better half of it is what CMA-ES learns from")
+        raise UserError("POPULATION must be at least 4: the better half of it is what CMA-ES learns from")
     if constants["REPLAYED"] >= constants["TRACKS"]:
-        raise Refused("REPLAYED must be less than TRACKS: some of the tracks must be new")
+        raise UserError("REPLAYED must be less than TRACKS: some of the tracks must be new")
     if len(SELECTION_TRACKS) < constants["EVAL_TRACKS"]:
-        raise Refused(f"EVAL_TRACKS can be {len(SELECTION_TRACKS)} at most")
+        raise UserError(f"EVAL_TRACKS can be {len(SELECTION_TRACKS)} at most")
     if len(EVOLUTION_TRACKS) < _first_track(constants, constants["GENERATIONS"] + 1):
-        raise Refused(f"there are {len(EVOLUTION_TRACKS):,} track seeds: SEED, GENERATIONS or TRACKS is too large")
+        raise UserError(f"there are {len(EVOLUTION_TRACKS):,} track seeds: SEED, GENERATIONS or TRACKS is too large")
 
 
 def _first_track(constants: dict, generation: int) -> int:
@@ -127,7 +130,7 @@ def _tracks(constants: dict, generation: int, record: dict[str, list]) -> np.nda
 
 
 def evolve(
-    workers: Workers,
+    workers: WorkerPool,
     worlds: tuple[str, ...],
     constants: dict,
     origin: dict[str, str],
@@ -205,7 +208,7 @@ def evolve(
         print(
             f"generation {generation}/{generations}  best {fitness.max():.0f}  mean {fitness.mean():.0f} ± "
             f"{fitness.std():.0f}  σ {search.sigma:.3f}  {sum(record['frames']):,} frames  "
-            f"{frames / seconds:,.0f} frames/s  {clock(left)} left{note}",
+            f"{frames / seconds:,.0f} frames/s  {format_duration(left)} left{note}",
             flush=True,
         )
     if done >= generations:
@@ -228,7 +231,7 @@ def _best_generation(record: dict[str, list], worlds: tuple[str, ...]) -> int | 
 
 def _read(history: Path, constants: dict, worlds: tuple[str, ...], best: Path, basis: np.ndarray) -> dict[str, list]:
     """The search's start and directions, and what a run has recorded so far: lists with an entry a generation."""
-    made_by = str(constants["SCRIPT"])
+    producer = str(constants["SCRIPT"])
     names = [
         "start",
         "basis",
@@ -246,12 +249,14 @@ def _read(history: Path, constants: dict, worlds: tuple[str, ...], best: Path, b
         if constants["START"] != "zero":
             name = constants["START"]
             if not (best.parent / f"{name}.weights.h5").exists():
-                raise Refused(f"there is no {name} in {best.parent}: run {weights.MADE_BY[name]} with START=zero first")
+                raise UserError(
+                    f"there is no {name} in {best.parent}: run {weights.MADE_BY[name]} with START=zero first"
+                )
             start = weights.load_controller(best.parent, name, vae=constants["vae"])
             if start.reshape(-1, controller.ACTIONS)[~basis.any(0)].any():
-                raise Refused(f"the {name} in {best.parent} looks at h, which FEATURES=z leaves out: START=zero")
+                raise UserError(f"the {name} in {best.parent} looks at h, which FEATURES=z leaves out: START=zero")
         return {name: [] for name in names} | {"start": list(start), "basis": list(basis)}
-    arrays = load_npz(history, made_by)
+    arrays = load_npz(history, producer)
     try:
         found = dict(json.loads(str(arrays["constants"])))
         record = {name: list(arrays[name]) for name in names}
@@ -271,15 +276,15 @@ def _read(history: Path, constants: dict, worlds: tuple[str, ...], best: Path, b
             fits = arrays[name].shape == shape or len(arrays[name]) == shape[0] == 0
             whole_history &= fits and bool(np.isfinite(arrays[name]).all())
     except (KeyError, ValueError, TypeError, AttributeError):
-        raise Refused(f"{history} is not the history of a run: delete it and run {made_by}") from None
+        raise UserError(f"{history} is not the history of a run: delete it and run {producer}") from None
     if any(found.get(name) != constants.get(name) for name in ("vae", "rnn", "the starts")):
-        raise Refused(f"{history} belongs to an earlier V or M: delete it and run {made_by} again")
+        raise UserError(f"{history} belongs to an earlier V or M: delete it and run {producer} again")
     differ = [name for name in constants if found.get(name) != constants[name]]
     if differ:
         told = ", ".join(f"{name} was {found.get(name)}, is {constants[name]}" for name in differ)
-        raise Refused(f"{history} is of a run with other constants ({told}): change them back, or delete it")
+        raise UserError(f"{history} is of a run with other constants ({told}): change them back, or delete it")
     if not whole_history:
-        raise Refused(f"{history} is damaged: delete it and run {made_by}")
+        raise UserError(f"{history} is damaged: delete it and run {producer}")
     return record
 
 
@@ -303,6 +308,6 @@ def _picture(path: Path, record: dict[str, list], worlds: tuple[str, ...]) -> No
     axes.set(xlabel="generation", ylabel="return", title=f"CMA-ES in the {worlds[0]} world")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=120)
     pyplot.close(figure)

@@ -15,9 +15,9 @@ import itertools
 import math
 from typing import NamedTuple
 
-from models.settings import quiet
+from pipeline.files import suppress_stderr
 
-with quiet():  # TensorFlow's notices on what it was built for
+with suppress_stderr():  # TensorFlow's notices on what it was built for
     import keras
     import tensorflow as tf
 

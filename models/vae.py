@@ -12,9 +12,9 @@ Knows neither files nor the game.
 import os
 from pathlib import Path
 
-from models.settings import quiet
+from pipeline.files import suppress_stderr
 
-with quiet():  # TensorFlow's notices on what it was built for
+with suppress_stderr():  # TensorFlow's notices on what it was built for
     import keras
     import tensorflow as tf
 

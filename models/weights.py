@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from models.controller import PARAMETERS
-from models.settings import Refused, whole
+from pipeline import UserError
+from pipeline.files import atomic_write
 
 import h5py
 import numpy as np
@@ -32,55 +33,57 @@ def save(path: Path | str, model, **origin: str) -> None:
 
     `model` must not have been compiled and fitted itself, or Keras saves its optimizer too (V: 17 MB becomes 52).
     """
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         model.save_weights(temporary)
         with h5py.File(temporary, "r+") as file:
             file.attrs.update(origin, weights=fingerprint(model.get_weights()))
 
 
-def load(path: Path | str, model, made_by: str, **origin: str) -> None:
+def load(path: Path | str, model, producer: str, **origin: str) -> None:
     """Read weights into a built Keras model.
 
-    Raises `Refused` when the file is missing, damaged or of another model (naming `made_by`, the script that
+    Raises `UserError` when the file is missing, damaged or of another model (naming `producer`, the script that
     makes it), or when it was trained on something else than `origin` says.
     """
     path = Path(path)
-    found = check(path, made_by, **origin)
+    found = check(path, producer, **origin)
     try:
         model.load_weights(path)
     except Exception:  # h5py and Keras each have their own for a damaged or foreign file
-        raise Refused(f"{path} does not hold the weights of this {model.name}: delete it and run {made_by}") from None
+        raise UserError(
+            f"{path} does not hold the weights of this {model.name}: delete it and run {producer}"
+        ) from None
     arrays = model.get_weights()
     if not all(np.isfinite(array).all() for array in arrays) or found.get("weights") not in (None, fingerprint(arrays)):
-        raise Refused(f"{path} is damaged, its numbers are not those that were saved: delete it and run {made_by}")
+        raise UserError(f"{path} is damaged, its numbers are not those that were saved: delete it and run {producer}")
 
 
-def check(path: Path, made_by: str, **origin: str) -> dict[str, str]:
-    """The origin that the weights in `path` carry. Raises `Refused` as `load` does."""
+def check(path: Path, producer: str, **origin: str) -> dict[str, str]:
+    """The origin that the weights in `path` carry. Raises `UserError` as `load` does."""
     if not path.exists():
-        raise Refused(f"{path} is missing: run {made_by} first")
+        raise UserError(f"{path} is missing: run {producer} first")
     try:
         with h5py.File(path, "r") as file:
             found = {name: str(value) for name, value in file.attrs.items()}
     except Exception:  # h5py has many for a damaged file
-        raise Refused(f"{path} is damaged or no weights file: delete it and run {made_by}") from None
+        raise UserError(f"{path} is damaged or no weights file: delete it and run {producer}") from None
     for name, value in origin.items():
         if found.get(name) != value:
-            raise Refused(f"{path} was trained on another {name} than the one here: run {made_by} again")
+            raise UserError(f"{path} was trained on another {name} than the one here: run {producer} again")
     return found
 
 
 def save_controller(path: Path | str, parameters: np.ndarray, **origin: str) -> None:
     """Write C's 867 numbers, whole or not at all, with the fingerprints of its V and M."""
-    with whole(path) as temporary, h5py.File(temporary, "w") as file:
+    with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
         file["controller"] = np.asarray(parameters, np.float32)
         file.attrs.update(origin, weights=fingerprint([parameters]))
 
 
 def load_controller(folder: Path | str, name: str, **origin: str) -> np.ndarray:
-    """The numbers, float32 (867,), of the "controller" or "dream_controller". Raises `Refused` as `load` does."""
-    path, made_by = Path(folder, f"{name}.weights.h5"), MADE_BY[name]
-    found = check(path, made_by, **origin)
+    """The numbers, float32 (867,), of the "controller" or "dream_controller". Raises `UserError` as `load` does."""
+    path, producer = Path(folder, f"{name}.weights.h5"), MADE_BY[name]
+    found = check(path, producer, **origin)
     try:
         with h5py.File(path, "r") as file:
             parameters = np.asarray(file["controller"], np.float32)
@@ -88,5 +91,5 @@ def load_controller(folder: Path | str, name: str, **origin: str) -> np.ndarray:
         parameters = np.zeros(0)
     whole_file = found.get("weights") in (None, fingerprint([parameters]))
     if parameters.shape != (PARAMETERS,) or not np.isfinite(parameters).all() or not whole_file:
-        raise Refused(f"{path} does not hold {PARAMETERS} finite numbers of a controller: run {made_by}")
+        raise UserError(f"{path} does not hold {PARAMETERS} finite numbers of a controller: run {producer}")
     return parameters

@@ -9,14 +9,16 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from models import controller, settings, weights
+from models import controller, weights
 from models.car_racing import FRAMES, CarRacing64
 from models.rnn import MDNRNN
 from models.vae import VAE
+from pipeline import UserError
+from pipeline.files import load_npz, suppress_stderr
 
 import numpy as np
 
-with settings.quiet():
+with suppress_stderr():
     import tensorflow as tf
 
 HOLD = 8  # frames that a disturbance of the action lasts
@@ -227,13 +229,13 @@ class DreamWorld:
 
 
 def load(folder: Path | str, name: str = "controller") -> tuple[VAE, MDNRNN, np.ndarray]:
-    """V, M and C of `folder`, or its "dream_controller". Raises `Refused` where one is missing or of another V or M."""
+    """V, M and C of `folder`, or its "dream_controller". Raises `UserError` where one is missing or does not fit."""
     vae, rnn = load_models(folder)
     return vae, rnn, weights.load_controller(folder, name, **fingerprints(vae, rnn))
 
 
 def load_models(folder: Path | str) -> tuple[VAE, MDNRNN]:
-    """V and M of `folder`. Raises `Refused` where one is missing or M was trained on another V."""
+    """V and M of `folder`. Raises `UserError` where one is missing or M was trained on another V."""
     vae, rnn = VAE(), MDNRNN()
     weights.load(Path(folder) / "vae.weights.h5", vae, "02_train_vae.py")
     weights.load(Path(folder) / "rnn.weights.h5", rnn, "04_train_rnn.py", vae=weights.fingerprint(vae.get_weights()))
@@ -251,15 +253,15 @@ def prepare_real(folder: str, cars: int, patience: int) -> dict[str, RealWorld]:
 
 
 def load_starts(folder: Path | str, vae: VAE) -> dict[str, np.ndarray]:
-    """Where dreams start. Raises `Refused` where the file is missing or of another V."""
+    """Where dreams start. Raises `UserError` where the file is missing or of another V."""
     path = Path(folder) / "dream_starts.npz"
-    starts = settings.load_npz(path, "03_series.py")
+    starts = load_npz(path, "03_series.py")
     if str(starts.get("vae")) != weights.fingerprint(vae.get_weights()):
-        raise settings.Refused(f"{path} was made with another V than the one here: run 03_series.py again")
+        raise UserError(f"{path} was made with another V than the one here: run 03_series.py again")
     mu, action = (starts.get(name, np.zeros(0)) for name in ("mu", "action"))
     fit = mu.ndim == action.ndim == 3 and mu.shape == (*action.shape[:2], 32) and action.shape[2] == 3 and mu.size
     if not (fit and all(array.dtype.kind == "f" and np.isfinite(array).all() for array in (mu, action))):
-        raise settings.Refused(f"{path} does not hold starts of dreams: delete it and run 03_series.py")
+        raise UserError(f"{path} does not hold starts of dreams: delete it and run 03_series.py")
     return starts
 
 

@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 
 import models  # noqa: F401 (quiets TensorFlow before it is imported)
+from pipeline.files import suppress_stderr
+from pipeline.workers import WorkerPool
 
 import numpy as np
 
@@ -50,11 +52,10 @@ def drive_env(env, episodes: int, first: int = 0) -> float:
 def bench_env() -> None:
     """gym as it is, ours, the physics alone, envpool where it is installed; one core each."""
     from models.car_racing import CarRacing64
-    from models.settings import quiet
 
     import cv2
 
-    with quiet():
+    with suppress_stderr():
         import gym
 
         stock = gym.make("CarRacing-v2", disable_env_checker=True)
@@ -108,13 +109,12 @@ def prepare_dream(dreams: int):
 def drive_world(prepare, size: int, name: str, tracks: int) -> float:
     """Frames per second of a generation of 32 controllers that drive for their 1,000 frames, with all cores."""
     from models import controller, evolution
-    from models.workers import Workers
 
     # Turning slowly with a little gas: nobody leaves the field, so that every drive has its full length.
     random = np.random.default_rng(0)
     parameters = random.normal(0, 0.01, (32, controller.PARAMETERS)).astype(np.float32)
     parameters[:, :3] += (0.3, -1.5, 0.0)
-    with Workers(CORES, prepare, size) as workers:
+    with WorkerPool(CORES, prepare, size) as workers:
         evolution.drive_all(workers, name, parameters, np.array(BENCH_TRACKS[:1]))
         best = 0.0
         for _ in range(2):
@@ -127,9 +127,8 @@ def drive_world(prepare, size: int, name: str, tracks: int) -> float:
 def bench_agent() -> None:
     """The tutorial's way (one car, predict for each frame), and RealWorld."""
     from models import controller, worlds
-    from models.settings import quiet
 
-    with quiet():
+    with suppress_stderr():
         import gym
 
         env = gym.make("CarRacing-v2", disable_env_checker=True)
@@ -197,10 +196,9 @@ def memory_after(world, calls: range) -> list[float]:
 
 def bench_memory() -> None:
     """What a worker of 05 takes."""
-    from models.workers import Workers
 
-    with Workers(1, prepare_short_drives, 32) as workers:
-        peaks = next(workers.each(memory_after, [range(5)]))
+    with WorkerPool(1, prepare_short_drives, 32) as workers:
+        peaks = next(workers.imap_unordered(memory_after, [range(5)]))
     growth = 100 * (peaks[-1] / peaks[0] - 1)
     print("\nMemory of a worker with 32 cars")
     print(f"  {peaks[0]:.2f} GB at most after 10,000 steps, {peaks[-1]:.2f} after 50,000 ({growth:+.1f} %)", flush=True)

@@ -15,11 +15,11 @@ import time
 from collections import deque
 from pathlib import Path
 
-from models import settings
+from pipeline.files import suppress_stderr
 
 import numpy as np
 
-with settings.quiet():
+with suppress_stderr():
     import gym
     import keras
 

@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from models.tracks import ROLLOUT_TRACKS
+from pipeline import script
+from pipeline.files import save_npz
+
 import numpy as np
 import pytest
 
@@ -43,14 +47,13 @@ def refused(result: subprocess.CompletedProcess) -> str:
 
 @pytest.fixture
 def as_script(tmp_path, monkeypatch):
-    """Call a script's `main()` in this process, constants set as from the shell; `Refused` comes out as SystemExit."""
-    from models import settings
+    """Call a script's `main()` in this process, constants set as from the shell; a `UserError` is a SystemExit."""
 
     old = signal.getsignal(signal.SIGTERM)
 
-    def call(module: ModuleType, *arguments: object, **options) -> None:
+    def call(module: ModuleType, *arguments: object) -> None:
         monkeypatch.setattr(sys, "argv", [module.__file__, *map(str, arguments)])
-        settings.run(module.main, vars(module), **options)
+        script.run(module.main, vars(module))
 
     yield call
     signal.signal(signal.SIGTERM, old)
@@ -59,7 +62,7 @@ def as_script(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory):
     """A folder of weights that fit together but have learned nothing, and starts of dreams: what 02 to 05 leave."""
-    from models import settings, weights
+    from models import weights
     from models.rnn import MDNRNN
     from models.vae import VAE
 
@@ -77,7 +80,7 @@ def untrained(tmp_path_factory):
         weights.save_controller(folder / f"{name}.weights.h5", random.normal(0, 0.1, 867), **origin)
     mu, action = random.normal(size=(6, 4, 32)), random.uniform(0, 1, (6, 4, 3))
     starts = {"mu": mu.astype(np.float16), "action": action.astype(np.float16), "vae": np.array(v)}
-    settings.save_npz(folder / "dream_starts.npz", **starts)
+    save_npz(folder / "dream_starts.npz", **starts)
     return folder
 
 
@@ -92,13 +95,12 @@ def loaded(untrained):
 @pytest.fixture(scope="session")
 def some_rollouts(tmp_path_factory):
     """A folder of six short rollouts of the real game, as 01 writes them."""
-    from models import settings
     from models.car_racing import CarRacing64
 
     folder = tmp_path_factory.mktemp("rollouts")
     generate, env = script_module("01_generate_data.py"), CarRacing64("fast")
-    for seed in settings.ROLLOUT_TRACKS[:6]:
-        settings.save_npz(folder / f"rollout-{seed}.npz", level=1, **generate.random_rollout(env, seed, 30))
+    for seed in ROLLOUT_TRACKS[:6]:
+        save_npz(folder / f"rollout-{seed}.npz", level=1, **generate.random_rollout(env, seed, 30))
     return folder
 
 

@@ -8,7 +8,10 @@ half. Draws data/correlation.png.
 import os
 from pathlib import Path
 
-from models import settings
+from models.tracks import SELECTION_TRACKS
+from pipeline import script
+from pipeline.files import load_npz
+from pipeline.workers import WorkerPool
 
 import numpy as np
 
@@ -36,10 +39,10 @@ def main() -> None:
     """Choose, drive, compare."""
     import json
 
-    from models import evolution, pictures, worlds
-    from models.workers import Workers
+    from models import evolution, worlds
+    from pipeline import plots
 
-    history = settings.load_npz(Path(DATA) / "controller.npz", "05_train_controller.py")
+    history = load_npz(Path(DATA) / "controller.npz", "05_train_controller.py")
     constants = json.loads(str(history["constants"]))
     numbers = (constants[name] for name in ("POPULATION", "SIGMA", "SEED", "DIAGONAL"))
     search = evolution.Search(history["start"], history["basis"], *numbers)
@@ -51,9 +54,9 @@ def main() -> None:
     wanted = np.linspace(returns.min(), returns.max(), CONTROLLERS)
     chosen = sorted({int(np.argmin(abs(returns - value))) for value in wanted})
     parameters = candidates[chosen]
-    tracks = np.array(settings.SELECTION_TRACKS[-TRACKS:])
+    tracks = np.array(SELECTION_TRACKS[-TRACKS:])
     prepare = (worlds.prepare_dream, MODELS, 256, TEMPERATURE, FRAMES, 32, 100)
-    with Workers(WORKERS, *prepare) as workers:
+    with WorkerPool(WORKERS, *prepare) as workers:
         dream = evolution.drive_all(workers, "dream", parameters, tracks)[0].mean(1)
         real = evolution.drive_all(workers, "real", parameters, tracks)[0].mean(1)
     better = real >= np.median(real)
@@ -61,10 +64,10 @@ def main() -> None:
         f"Spearman {spearman(dream, real):.2f} over all, {spearman(dream[better], real[better]):.2f} in the better half"
     )
     print(f"{len(chosen)} controllers, {TRACKS} tracks and dreams each: {text}")
-    with pictures.figure(Path(DATA) / "correlation.png", text) as axes:
+    with plots.figure(Path(DATA) / "correlation.png", text) as axes:
         axes.scatter(real, dream)
         axes.set(xlabel=f"return on {TRACKS} real tracks", ylabel=f"return in {TRACKS} dreams of {FRAMES} frames")
 
 
 if __name__ == "__main__":
-    settings.run(main, globals())
+    script.run(main, globals())

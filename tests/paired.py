@@ -8,7 +8,9 @@ import os
 import sys
 from pathlib import Path
 
-from models import settings
+from pipeline import script
+from pipeline.files import load_npz
+from pipeline.workers import WorkerPool
 
 import numpy as np
 
@@ -21,11 +23,10 @@ DATA = "data"
 def main() -> None:
     """Drive, subtract."""
     from models import evolution, worlds
-    from models.workers import Workers
 
-    score = settings.load_npz(Path(DATA) / "score.npz", "06_visualise.py EPISODES=100")
+    score = load_npz(Path(DATA) / "score.npz", "06_visualise.py EPISODES=100")
     _, _, parameters = worlds.load(MODELS, str(score["controller"]))
-    with Workers(WORKERS, worlds.prepare_real, MODELS, CARS, 0) as workers:
+    with WorkerPool(WORKERS, worlds.prepare_real, MODELS, CARS, 0) as workers:
         ours = evolution.drive_all(workers, "real", parameters[None], score["tracks"])[0][0]
     gyms = score["agent"]
     difference = ours - gyms
@@ -37,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    settings.run(main, globals())
+    script.run(main, globals())

@@ -6,10 +6,12 @@ import pickle
 import zipfile
 from pathlib import Path
 
-from models import evolution, rollouts, settings, weights, worlds
-from models.checkpoint import Checkpoint
+from models import evolution, weights, worlds
 from models.rnn import MDNRNN
 from models.vae import VAE
+from pipeline import UserError, rollouts
+from pipeline.files import load_npz, save_npz
+from pipeline.training import Checkpoint
 
 import h5py
 import numpy as np
@@ -107,8 +109,8 @@ def one_line(error, path, cure) -> None:
 
 def changed(path, **arrays):
     """The same file with some arrays others; None takes one away."""
-    found = settings.load_npz(path, "") | arrays
-    settings.save_npz(path, **{name: array for name, array in found.items() if array is not None})
+    found = load_npz(path, "") | arrays
+    save_npz(path, **{name: array for name, array in found.items() if array is not None})
 
 
 @pytest.fixture
@@ -121,7 +123,7 @@ def rollout(some_rollouts, tmp_path):
 @pytest.mark.parametrize("kind", NPZ)
 def test_a_damaged_rollout(rollout, kind, capsys):
     NPZ[kind](rollout)
-    with pytest.raises(settings.Refused) as error:
+    with pytest.raises(UserError) as error:
         rollouts.read(rollout)
     one_line(error, rollout, "run 01_generate_data.py")
     skipped = set()
@@ -166,13 +168,13 @@ def test_a_rollout_of_wrong_arrays(some_rollouts, tmp_path, arrays):
     path.write_bytes(whole.read_bytes())
     rollouts.read(path)
     changed(path, **arrays)
-    with pytest.raises(settings.Refused, match="is no rollout") as error:
+    with pytest.raises(UserError, match="is no rollout") as error:
         rollouts.read(path)
     one_line(error, path, "Delete it and run 01_generate_data.py")
 
 
 def test_too_few_rollouts(tmp_path):
-    with pytest.raises(settings.Refused, match=r"holds 0 rollouts.*run 01_generate_data.py first"):
+    with pytest.raises(UserError, match=r"holds 0 rollouts.*run 01_generate_data.py first"):
         rollouts.find(tmp_path)
 
 
@@ -183,7 +185,7 @@ def test_damaged_starts_of_dreams(linked, loaded, kind):
     path.unlink()
     path.write_bytes(content)  # no link any more
     NPZ[kind](path)
-    with pytest.raises(settings.Refused) as error:
+    with pytest.raises(UserError) as error:
         worlds.load_starts(linked, loaded[0])
     one_line(error, path, "run 03_series.py")
 
@@ -204,7 +206,7 @@ def test_damaged_starts_of_dreams(linked, loaded, kind):
 )
 def test_starts_of_wrong_arrays(linked, loaded, arrays):
     changed(linked / "dream_starts.npz", **arrays)
-    with pytest.raises(settings.Refused, match="does not hold starts of dreams") as error:
+    with pytest.raises(UserError, match="does not hold starts of dreams") as error:
         worlds.load_starts(linked, loaded[0])
     one_line(error, linked / "dream_starts.npz", "run 03_series.py")
 
@@ -213,10 +215,10 @@ def test_starts_of_wrong_arrays(linked, loaded, arrays):
 def test_a_damaged_history(tmp_path, kind):
     """More of them, array by array, in test_evolution.py."""
     path = tmp_path / "controller.npz"
-    settings.save_npz(path, mu=np.random.default_rng(0).normal(size=1000))
+    save_npz(path, mu=np.random.default_rng(0).normal(size=1000))
     NPZ[kind](path)
     constants = {"POPULATION": 8, "EVAL_TRACKS": 5, "FEATURES": "zh", "SCRIPT": "05_train_controller.py"}
-    with pytest.raises(settings.Refused) as error:
+    with pytest.raises(UserError) as error:
         evolution._read(path, constants, ("real",), tmp_path / "controller.weights.h5", np.eye(289))
     one_line(error, path, "run 05_train_controller.py")
 
@@ -308,7 +310,7 @@ LAYERS = {"a layer less": h5(lose_a_layer), "a layer of another shape": h5(resha
 def test_damaged_weights_of_v(linked, kind):
     path = linked / "vae.weights.h5"
     (WEIGHTS | LAYERS | {name: instead(name) for name in ("rnn", "controller")})[kind](path)
-    with pytest.raises(settings.Refused) as error:
+    with pytest.raises(UserError) as error:
         weights.load(path, VAE(), "02_train_vae.py")
     one_line(error, path, "run 02_train_vae.py")
 
@@ -318,7 +320,7 @@ def test_damaged_weights_of_m(linked, loaded, kind):
     path = linked / "rnn.weights.h5"
     origin = worlds.fingerprints(*loaded[:2])["vae"]
     (WEIGHTS | LAYERS | {name: instead(name) for name in ("vae", "controller")})[kind](path)
-    with pytest.raises(settings.Refused) as error:
+    with pytest.raises(UserError) as error:
         weights.load(path, MDNRNN(), "04_train_rnn.py", vae=origin)
     one_line(error, path, "run 04_train_rnn.py")
 
@@ -336,7 +338,7 @@ CONTROLLER = {
 def test_a_damaged_controller(linked, loaded, kind):
     path = linked / "controller.weights.h5"
     (WEIGHTS | CONTROLLER)[kind](path)
-    with pytest.raises(settings.Refused) as error:
+    with pytest.raises(UserError) as error:
         weights.load_controller(path.parent, "controller", **worlds.fingerprints(*loaded[:2]))
     one_line(error, path, "run 05_train_controller.py")
 
@@ -344,14 +346,14 @@ def test_a_damaged_controller(linked, loaded, kind):
 @pytest.mark.parametrize("other", ["vae", "rnn"])
 def test_a_controller_of_another_v_or_m(linked, loaded, other):
     origin = worlds.fingerprints(*loaded[:2]) | {other: "0123456789abcdef"}
-    with pytest.raises(settings.Refused, match=f"was trained on another {other} than the one here"):
+    with pytest.raises(UserError, match=f"was trained on another {other} than the one here"):
         weights.load_controller(linked, "controller", **origin)
 
 
 def test_weights_that_do_not_say_what_they_were_trained_on(linked, loaded):
     path = linked / "rnn.weights.h5"
     h5(lambda file: file.attrs.clear())(path)
-    with pytest.raises(settings.Refused, match="another vae"):
+    with pytest.raises(UserError, match="another vae"):
         weights.load(path, MDNRNN(), "04_train_rnn.py", vae=worlds.fingerprints(*loaded[:2])["vae"])
 
 
@@ -390,7 +392,7 @@ def test_a_checkpoint_comes_back(checkpoint):
 def test_a_damaged_checkpoint(checkpoint, kind):
     path, make = checkpoint
     NPZ[kind](path)
-    with pytest.raises(settings.Refused) as error:
+    with pytest.raises(UserError) as error:
         make().resume(Model(), Model())
     one_line(error, path, "")
     assert "delete" in str(error.value)
@@ -405,12 +407,12 @@ def test_a_damaged_checkpoint(checkpoint, kind):
     ],
 )
 def test_a_checkpoint_of_other_constants(checkpoint, options, told):
-    with pytest.raises(settings.Refused, match=told):
+    with pytest.raises(UserError, match=told):
         checkpoint[1](**options).resume(Model(), Model())
 
 
 def test_a_history_is_json_and_numbers(tmp_path):
     """Nothing in a history or a checkpoint needs pickle."""
-    settings.save_npz(tmp_path / "a.npz", constants=np.array(json.dumps({"SEED": 1})), fitness=np.zeros((2, 8)))
+    save_npz(tmp_path / "a.npz", constants=np.array(json.dumps({"SEED": 1})), fitness=np.zeros((2, 8)))
     with np.load(tmp_path / "a.npz", allow_pickle=False) as file:
         assert all(file[name].dtype.kind in "fU" for name in file.files)

@@ -4,7 +4,10 @@ import itertools
 import json
 import sys
 
-from models import controller, evolution, settings
+from models import controller, evolution
+from models.tracks import EVOLUTION_TRACKS, SELECTION_TRACKS
+from pipeline import UserError
+from pipeline.files import load_npz, save_npz
 
 import cv2
 import h5py
@@ -53,12 +56,12 @@ class Bowl:
 
 
 class TwoAtOnce:
-    """Stands for `Workers`: two of them, in this process, that take the pairs in turn."""
+    """Stands for `WorkerPool`: two of them, in this process, that take the pairs in turn."""
 
     def __init__(self, *worlds, fail_at: int = -1) -> None:
         self.worlds, self.shares, self.fail_at = dict(zip(("real", "other"), worlds)), 0, fail_at
 
-    def share(self, task, *arguments):
+    def run_on_all(self, task, *arguments):
         self.shares += 1
         if self.shares == self.fail_at:
             raise KeyboardInterrupt
@@ -76,7 +79,7 @@ def evolve(folder, workers=None, worlds=("real",), generations=6, constants=None
         workers, worlds, constants, origin, BASIS, generations=generations, history=history, best=best, **options
     )
     with h5py.File(best) as file:
-        return settings.load_npz(history, ""), file["controller"][()], {name: file.attrs[name] for name in origin}
+        return load_npz(history, ""), file["controller"][()], {name: file.attrs[name] for name in origin}
 
 
 @pytest.mark.parametrize("diagonal", [False, True])
@@ -141,7 +144,7 @@ def test_a_return_that_is_no_number_ends_the_run_and_keeps_what_there_was(tmp_pa
             returns[3] = bad
             return returns, lengths
 
-    with pytest.raises(settings.Refused, match="have no return that is a number"):
+    with pytest.raises(UserError, match="have no return that is a number"):
         evolve(tmp_path, TwoAtOnce(Bad()))
     assert before == ((tmp_path / "controller.npz").read_bytes(), (tmp_path / "controller.weights.h5").read_bytes())
 
@@ -151,7 +154,7 @@ def test_a_missing_return_is_never_a_score():
         def drive(self, parameters, tracks, pairs):
             return super().drive(parameters, tracks, (pair for pair in pairs if pair != 5))
 
-    with pytest.raises(settings.Refused, match="1 drives have no return"):
+    with pytest.raises(UserError, match="1 drives have no return"):
         evolution.drive_all(TwoAtOnce(Lazy()), "real", np.zeros((4, 867)), np.arange(3))
 
 
@@ -180,10 +183,10 @@ def test_evolution_climbs_and_keeps_the_best(uninterrupted):
     # The mean that scored best in the first world is what was kept, whatever the second world says of it.
     assert -((best - TARGET) ** 2).sum() == pytest.approx(record["eval_real"].mean(1).max(), abs=0.02)
     tracks = set(workers.worlds["real"].driven)
-    evolved = {seed for seed in tracks if seed in settings.EVOLUTION_TRACKS}
+    evolved = {seed for seed in tracks if seed in EVOLUTION_TRACKS}
     assert len(evolved) == 6 * 2  # new ones each generation, the same for all candidates
-    assert tracks - evolved == set(settings.SELECTION_TRACKS[:5])
-    assert set(workers.worlds["other"].driven) == set(settings.SELECTION_TRACKS[:5])  # watched only
+    assert tracks - evolved == set(SELECTION_TRACKS[:5])
+    assert set(workers.worlds["other"].driven) == set(SELECTION_TRACKS[:5])  # watched only
 
 
 @pytest.mark.parametrize("share", range(1, 13))
@@ -209,7 +212,7 @@ def test_more_generations_go_on_with_the_same_search(tmp_path, uninterrupted):
 
 def test_going_on_from_a_controller_with_another_m(tmp_path):
     _, before, _ = evolve(tmp_path)
-    with pytest.raises(settings.Refused, match="START was zero, is controller"):
+    with pytest.raises(UserError, match="START was zero, is controller"):
         evolve(tmp_path, constants={"START": "controller"})
     (tmp_path / "controller.npz").unlink()
     origin = {"vae": "0123", "rnn": "89ab"}
@@ -236,7 +239,7 @@ def test_a_start_that_nothing_improved_on_is_kept(tmp_path):
 
 def test_nothing_to_go_on_from_is_refused(tmp_path):
     cure = r"there is no controller in .*: run 05_train_controller\.py with START=zero first"
-    with pytest.raises(settings.Refused, match=cure):
+    with pytest.raises(UserError, match=cure):
         evolve(tmp_path, constants={"START": "controller"})
 
 
@@ -244,7 +247,7 @@ def test_a_start_that_looks_at_more_is_refused(tmp_path, monkeypatch):
     evolve(tmp_path)
     (tmp_path / "controller.npz").unlink()
     monkeypatch.setattr(sys.modules[__name__], "BASIS", BASIS[:33])
-    with pytest.raises(settings.Refused, match="looks at h, which FEATURES=z leaves out"):
+    with pytest.raises(UserError, match="looks at h, which FEATURES=z leaves out"):
         evolve(tmp_path, constants={"START": "controller", "FEATURES": "z"})
 
 
@@ -298,10 +301,10 @@ def test_the_search_moves_along_its_directions_only(tmp_path):
     np.testing.assert_allclose(
         basis.T @ np.linalg.lstsq(basis.T, best.reshape(289, 3), rcond=None)[0], best.reshape(289, 3), atol=1e-5
     )
-    np.testing.assert_array_equal(settings.load_npz(files[0], "")["basis"], basis)
+    np.testing.assert_array_equal(load_npz(files[0], "")["basis"], basis)
     # A run that goes on keeps to the directions it began with, whatever V and M make of them on this machine.
     evolution.evolve(workers, ("real",), CONSTANTS, ORIGIN, -basis, generations=6, **run)
-    np.testing.assert_array_equal(settings.load_npz(files[0], "")["basis"], basis)
+    np.testing.assert_array_equal(load_npz(files[0], "")["basis"], basis)
 
 
 def test_tracks_that_went_badly_are_driven_again(tmp_path):
@@ -344,7 +347,7 @@ def test_tracks_that_went_badly_are_driven_again(tmp_path):
 def test_a_history_of_other_constants_is_refused(tmp_path, change, told):
     evolve(tmp_path, generations=2)
     before = (tmp_path / "controller.npz").read_bytes()
-    with pytest.raises(settings.Refused, match=told):
+    with pytest.raises(UserError, match=told):
         evolve(tmp_path, **change)
     assert (tmp_path / "controller.npz").read_bytes() == before
 
@@ -353,8 +356,8 @@ def damage(tmp_path, **arrays):
     """A history in which some arrays are others; None takes one away."""
     evolve(tmp_path, generations=2)
     path = tmp_path / "controller.npz"
-    found = settings.load_npz(path, "") | arrays
-    settings.save_npz(path, **{name: array for name, array in found.items() if array is not None})
+    found = load_npz(path, "") | arrays
+    save_npz(path, **{name: array for name, array in found.items() if array is not None})
 
 
 @pytest.mark.parametrize(
@@ -386,7 +389,7 @@ def damage(tmp_path, **arrays):
 )
 def test_a_damaged_history_is_refused(tmp_path, arrays):
     damage(tmp_path, **arrays)
-    with pytest.raises(settings.Refused, match=r"delete it and run 05_train_controller\.py") as line:
+    with pytest.raises(UserError, match=r"delete it and run 05_train_controller\.py") as line:
         evolve(tmp_path)
     assert "controller.npz" in str(line.value)
 
@@ -404,5 +407,5 @@ def test_a_damaged_history_is_refused(tmp_path, arrays):
 def test_constants_that_no_search_can_have(change, told):
     constants = CONSTANTS | {"EVAL_TRACKS": 5, "GENERATIONS": 10}
     evolution.check(constants)
-    with pytest.raises(settings.Refused, match=told):
+    with pytest.raises(UserError, match=told):
         evolution.check(constants | change)

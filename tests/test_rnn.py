@@ -1,12 +1,12 @@
 """M against independent computations in NumPy, float64."""
 
-from models import settings
 from models.rnn import MDNRNN, Prediction, negative_log_likelihood
+from pipeline.files import suppress_stderr
 
 import numpy as np
 import pytest
 
-with settings.quiet():
+with suppress_stderr():
     import tensorflow as tf
 
 

@@ -1,7 +1,10 @@
 """01, 05 and 07 as a user runs them, with constants so small that each takes seconds."""
 
-from models import rollouts, settings, worlds
+from models import worlds
 from models.car_racing import CarRacing64
+from models.tracks import ROLLOUT_TRACKS
+from pipeline import rollouts
+from pipeline.files import load_npz, save_npz
 from tests.conftest import refused, run_script, script_module
 
 import numpy as np
@@ -32,7 +35,7 @@ def test_01_adds_what_is_missing_and_keeps_what_is_there(tmp_path, generate):
     damaged = data / "rollouts" / "rollout-1000001.npz"
     damaged.write_bytes(b"")
     kept = data / "rollouts" / "rollout-1000000.npz"
-    settings.save_npz(kept, **rollouts.read(kept))  # the same arrays in other bytes
+    save_npz(kept, **rollouts.read(kept))  # the same arrays in other bytes
     bytes_of_kept = kept.read_bytes()
     second = run_script(GENERATE, "ROLLOUTS=5", "WORKERS=2", *options)
     assert (second.returncode, second.stderr) == (0, "")
@@ -49,7 +52,7 @@ def test_01_adds_what_is_missing_and_keeps_what_is_there(tmp_path, generate):
     assert third.returncode == 0
     assert "has all 5 of these rollouts; ROLLOUTS=10 would add as many again" in third.stdout
     env = CarRacing64("fast")
-    for seed in settings.ROLLOUT_TRACKS[1:5]:
+    for seed in ROLLOUT_TRACKS[1:5]:
         found = rollouts.read(data / "rollouts" / f"rollout-{seed}.npz")
         for name, array in generate.random_rollout(env, seed, 25).items():
             np.testing.assert_array_equal(found[name], array)
@@ -112,7 +115,7 @@ def test_05_evolves(tmp_path, linked):
     result = run_script(EVOLVE, *SMALL, "TRACKS=1", f"MODELS={linked}", f"DATA={tmp_path}")
     assert (result.returncode, result.stderr) == (0, "")
     assert "generation 2/2  best " in result.stdout
-    record = settings.load_npz(tmp_path / "controller.npz", "")
+    record = load_npz(tmp_path / "controller.npz", "")
     assert record["fitness"].shape == (2, 4)
     assert record["eval_real"].shape == (2, 2)
     assert (tmp_path / "controller.png").exists()
@@ -124,7 +127,7 @@ def test_07_dreams(tmp_path, linked, as_script, capsys):
     more = "TRACKS=2", "REPLAYED=1", "DREAMS=8", "FRAMES=6", f"MODELS={linked}", f"DATA={tmp_path}"
     as_script(script_module(DREAM), *SMALL, *more)
     assert "generation 2/2  best " in capsys.readouterr().out
-    record = settings.load_npz(tmp_path / "dream_controller.npz", "")
+    record = load_npz(tmp_path / "dream_controller.npz", "")
     assert record["fitness"].shape == (2, 4)
     assert record["eval_real"].shape == record["eval_dream"].shape == (2, 2)
     assert (tmp_path / "dream_controller.png").exists()
@@ -135,9 +138,9 @@ def test_05_goes_on_from_the_dreamer(tmp_path, linked, as_script, capsys):
     dreamer = worlds.load(linked, "dream_controller")[2]
     (linked / "controller.weights.h5").unlink()
     more = "TRACKS=1", "START=dream_controller", f"MODELS={linked}", f"DATA={tmp_path}"
-    as_script(script_module(EVOLVE), *SMALL, *more, zero=("REPLAYED",))
+    as_script(script_module(EVOLVE), *SMALL, *more)
     assert "starts from the dream controller:  real " in capsys.readouterr().out
-    record = settings.load_npz(tmp_path / "controller.npz", "")
+    record = load_npz(tmp_path / "controller.npz", "")
     np.testing.assert_array_equal(record["start"], dreamer)
     assert record["eval_generation"].tolist() == [0, 1, 2]
 
@@ -148,7 +151,7 @@ def test_nothing_to_learn_with(tmp_path, linked, as_script, script):
     for name, cure in (("rnn", "04_train_rnn.py"), ("vae", "02_train_vae.py")):
         (linked / f"{name}.weights.h5").unlink()
         with pytest.raises(SystemExit) as end:
-            as_script(module, f"MODELS={linked}", f"DATA={tmp_path}", zero=("REPLAYED",))
+            as_script(module, f"MODELS={linked}", f"DATA={tmp_path}")
         line = f"{script}: {linked / name}.weights.h5 is missing: run {cure} first"
         assert end.value.code == line
 
@@ -164,7 +167,7 @@ def test_01_with_a_controller_that_is_not_there(tmp_path, linked, as_script):
     (linked / "controller.weights.h5").unlink()
     module = script_module(GENERATE)
     with pytest.raises(SystemExit) as end:
-        as_script(module, "POLICY=controller", f"MODELS={linked}", f"DATA={tmp_path}", zero=("FIRST",))
+        as_script(module, "POLICY=controller", f"MODELS={linked}", f"DATA={tmp_path}")
     path = linked / "controller.weights.h5"
     assert end.value.code == f"{GENERATE}: {path} is missing: run 05_train_controller.py first"
 

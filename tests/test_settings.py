@@ -9,7 +9,10 @@ import subprocess
 import sys
 import time
 
-from models import settings
+from models.tracks import EVOLUTION_TRACKS, REPORT_TRACKS, ROLLOUT_TRACKS, SELECTION_TRACKS
+from pipeline import UserError, progress, script
+from pipeline.files import atomic_write, load_npz, save_npz
+from pipeline.progress import Progress, format_duration
 from tests.conftest import ROOT, refused, run_script
 
 import numpy as np
@@ -20,14 +23,17 @@ SCRIPT = '''"""A script for tests.
 Reads nothing.
 """
 
-from models import settings
+from typing import Literal
+
+from pipeline import script
+from pipeline.script import NonNegativeInt
 
 COUNT = 3  # how many
 RATE = 0.5
-START = 0
+START: NonNegativeInt = 0
 LAYERS = (1.0, 2.0)
 FLAG = False
-KIND = "a"
+KIND: Literal["a", "b"] = "a"
 DATA = "data"
 
 
@@ -36,7 +42,7 @@ def main():
 
 
 if __name__ == "__main__":
-    settings.run(main, globals(), zero=("START",), choices={"KIND": ("a", "b")})
+    script.run(main, globals())
 '''
 
 
@@ -62,17 +68,17 @@ def run(tmp_path, monkeypatch, capsys):
 
 def test_seed_ranges_never_overlap():
     ranges = (
-        settings.REPORT_TRACKS,
-        settings.SELECTION_TRACKS,
-        settings.ROLLOUT_TRACKS,
-        settings.EVOLUTION_TRACKS,
+        REPORT_TRACKS,
+        SELECTION_TRACKS,
+        ROLLOUT_TRACKS,
+        EVOLUTION_TRACKS,
     )
     assert all(seeds.step == 1 and len(seeds) for seeds in ranges)
     for one, other in itertools.combinations(ranges, 2):
         assert one.stop <= other.start or other.stop <= one.start
-    assert range(1000, 1100) == settings.REPORT_TRACKS
-    assert range(500, 600) == settings.SELECTION_TRACKS
-    assert (settings.ROLLOUT_TRACKS.start, settings.EVOLUTION_TRACKS.start) == (1_000_000, 2_000_000)
+    assert range(1000, 1100) == REPORT_TRACKS
+    assert range(500, 600) == SELECTION_TRACKS
+    assert (ROLLOUT_TRACKS.start, EVOLUTION_TRACKS.start) == (1_000_000, 2_000_000)
 
 
 @pytest.mark.parametrize(
@@ -101,9 +107,9 @@ def test_one_folder_for_both(tmp_path, as_script):
     from types import SimpleNamespace
 
     called = []
-    script = SimpleNamespace(__file__="99_script.py", DATA=str(tmp_path), MODELS=f"{tmp_path}/../{tmp_path.name}")
-    script.main = lambda: called.append(1)
-    as_script(script)
+    namespace = SimpleNamespace(__file__="99_script.py", DATA=str(tmp_path), MODELS=f"{tmp_path}/../{tmp_path.name}")
+    namespace.main = lambda: called.append(1)
+    as_script(namespace)
     assert called == [1]
 
 
@@ -115,10 +121,10 @@ def test_several_constants_and_none(run):
 @pytest.mark.parametrize(
     ("argument", "told"),
     [
-        ("COLOUR=3", "unknown constant 'COLOUR=3'; this script has COUNT, RATE, START, LAYERS, FLAG, KIND, DATA"),
-        ("COUNT", "write NAME=value"),
+        ("COLOUR=3", "unknown constant 'COLOUR=3': this script has COUNT, RATE, START, LAYERS, FLAG, KIND, DATA"),
+        ("COUNT", "cannot parse 'COUNT': expected NAME=value"),
         ("count=3", "unknown constant"),
-        ("--verbose", "is no constant with a value: write NAME=value, without spaces"),
+        ("--verbose", "cannot parse '--verbose': expected NAME=value, without spaces"),
         ("__file__=x", "unknown constant"),
         ("COUNT=2.5", "expected something such as 3"),
         ("COUNT=many", "expected something such as"),
@@ -155,8 +161,8 @@ def test_a_bad_constant_is_one_line(run, argument, told):
 
 
 def test_nan_that_was_edited_in_is_refused():
-    with pytest.raises(settings.Refused, match="RATE=nan must be above 0"):
-        settings._check({"RATE": float("nan")}, (), {})
+    with pytest.raises(UserError, match="RATE=nan must be above 0"):
+        script._validate({"RATE": float("nan"), "__constants__": ["RATE"]})
 
 
 def test_help_prints_the_docstring_and_the_constants(run):
@@ -191,11 +197,11 @@ def test_a_bad_constant_is_told_before_tensorflow_is_imported(name):
 
 def test_whole_replaces_at_the_end_only(tmp_path):
     path = tmp_path / "a.npz"
-    settings.save_npz(path, x=np.arange(3))
+    save_npz(path, x=np.arange(3))
     before = path.read_bytes()
 
     def fail():
-        with settings.whole(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_bytes(b"half")
             assert path.read_bytes() == before
             raise ZeroDivisionError
@@ -204,7 +210,7 @@ def test_whole_replaces_at_the_end_only(tmp_path):
         fail()
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["a.npz"]
-    with settings.whole(path) as temporary:
+    with atomic_write(path) as temporary:
         assert temporary.suffix == ".npz"
         temporary.write_bytes(b"new")
     assert path.read_bytes() == b"new"
@@ -213,15 +219,15 @@ def test_whole_replaces_at_the_end_only(tmp_path):
 def test_what_a_killed_run_left_behind_is_written_over(tmp_path):
     path = tmp_path / "a.npz"
     (tmp_path / ".tmp-a.npz").write_bytes(b"half a file")
-    settings.save_npz(path, x=np.arange(3))
+    save_npz(path, x=np.arange(3))
     assert os.listdir(tmp_path) == ["a.npz"]
 
 
 @pytest.mark.parametrize("level", [0, 1])
 def test_arrays_come_back(tmp_path, level):
     arrays = {"a": np.arange(12.0).reshape(3, 4), "text": np.array("abc"), "none": np.zeros((0, 2), bool)}
-    settings.save_npz(tmp_path / "a.npz", level, **arrays)
-    found = settings.load_npz(tmp_path / "a.npz", "x")
+    save_npz(tmp_path / "a.npz", level, **arrays)
+    found = load_npz(tmp_path / "a.npz", "x")
     assert found.keys() == arrays.keys()
     for name, array in arrays.items():
         np.testing.assert_array_equal(found[name], array)
@@ -230,13 +236,13 @@ def test_arrays_come_back(tmp_path, level):
 
 def test_objects_are_not_written(tmp_path):
     with pytest.raises(ValueError, match="Object arrays"):
-        settings.save_npz(tmp_path / "a.npz", x=np.array([{}], object))
+        save_npz(tmp_path / "a.npz", x=np.array([{}], object))
     assert os.listdir(tmp_path) == []
 
 
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch, as_script):
     path = tmp_path / "a.npz"
-    settings.save_npz(path, x=np.arange(3))
+    save_npz(path, x=np.arange(3))
     before = path.read_bytes()
 
     def full(*_):
@@ -245,9 +251,9 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch, as_script):
     monkeypatch.setattr(os, "fsync", full)
     from types import SimpleNamespace
 
-    script = SimpleNamespace(__file__="99_script.py", main=lambda: settings.save_npz(path, x=np.arange(4)))
+    namespace = SimpleNamespace(__file__="99_script.py", main=lambda: save_npz(path, x=np.arange(4)))
     with pytest.raises(SystemExit) as end:
-        as_script(script)
+        as_script(namespace)
     assert end.value.code.startswith("99_script.py: no room to write (No space left on device)")
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["a.npz"]
@@ -265,12 +271,12 @@ def test_other_errors_keep_their_traceback(as_script):
 
 WAITS = """
 import time
-from models import settings
+from pipeline import script
 DATA = "{folder}"
 def main():
     print("started", flush=True)
     time.sleep(30)
-settings.run(main, globals())
+script.run(main, globals())
 """
 
 
@@ -314,15 +320,15 @@ def test_ctrl_c_is_one_line(waiting, number):
 
 
 def test_clock():
-    assert [settings.clock(s) for s in (0, 9.6, 205, 3723)] == ["0:00", "0:10", "3:25", "1:02:03"]
+    assert [format_duration(s) for s in (0, 9.6, 205, 3723)] == ["0:00", "0:10", "3:25", "1:02:03"]
 
 
 def test_progress_in_a_log(capsys, monkeypatch):
     now = itertools.count(0, 6)
-    monkeypatch.setattr(settings.time, "monotonic", lambda: next(now))
-    progress = settings.Progress(4, "rollouts")
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    shown = Progress(4, "rollouts")
     for done in range(1, 5):
-        progress.update(done, "a note")
+        shown.update(done, "a note")
     lines = capsys.readouterr().out.splitlines()
     assert lines == ["2/4 rollouts, 0.2/s, 0:12 left  a note", "4/4 rollouts, 0.2/s, 0:24  a note"]
 

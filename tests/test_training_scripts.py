@@ -12,7 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-from models import rollouts, settings
+from pipeline import UserError, rollouts
+from pipeline.files import load_npz, save_npz
 
 import numpy as np
 import pytest
@@ -79,7 +80,7 @@ def trained(drives, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     (folder / "data" / "rollouts").mkdir(parents=True)
     for name, arrays in drives.items():
-        settings.save_npz(folder / "data" / "rollouts" / name, level=1, **arrays)
+        save_npz(folder / "data" / "rollouts" / name, level=1, **arrays)
     (folder / "data" / "rollouts" / ".tmp-rollout-7.npz").write_bytes(b"left behind by a killed run")
     printed = {}
     for script in TINY:
@@ -120,7 +121,7 @@ def test_less_noise_in_z_lowers_its_floor(trained, copy):
 
 def test_series_holds_every_frame_once(trained, drives):
     folder, _ = trained
-    series = settings.load_npz(folder / "data" / "series.npz", "03_series.py")
+    series = load_npz(folder / "data" / "series.npz", "03_series.py")
     assert list(series["names"]) == sorted(drives)
     assert series["lengths"].tolist() == [24, 24, 30, 24, 24, 24]
     assert {name: str(array.dtype) for name, array in series.items() if name not in ("names", "vae")} == {
@@ -148,7 +149,7 @@ def test_series_holds_every_frame_once(trained, drives):
     np.testing.assert_allclose(series["mu"][first : first + 31], mu[:31], atol=0.01)
     np.testing.assert_allclose(series["logvar"][first : first + 31], logvar[:31], atol=0.01)
 
-    starts = settings.load_npz(folder / "models" / "dream_starts.npz", "03_series.py")
+    starts = load_npz(folder / "models" / "dream_starts.npz", "03_series.py")
     assert starts["mu"].shape == starts["logvar"].shape == (16, 16, 32)
     assert starts["action"].shape == (16, 16, 3)
     rows = {series["action"][row : row + 16].tobytes(): row for row in range(len(series["mu"]) - 15)}
@@ -288,11 +289,11 @@ SPOILT = [
 @pytest.mark.parametrize("how", SPOILT)
 def test_a_damaged_rollout_is_refused_in_one_line(drives, tmp_path, how):
     path = tmp_path / "rollout-1000000.npz"
-    settings.save_npz(path, level=1, **drives[path.name])
+    save_npz(path, level=1, **drives[path.name])
     rollouts.read(path)
     assert rollouts.length(path) == 25
     spoil(path, how, drives)
-    with pytest.raises(settings.Refused, match=r"rollout-1000000\.npz") as error:
+    with pytest.raises(UserError, match=r"rollout-1000000\.npz") as error:
         rollouts.read(path)
     assert "\n" not in str(error.value)
     assert "01_generate_data.py" in str(error.value)
@@ -308,7 +309,7 @@ def test_damaged_rollouts_are_named_and_left_out(copy, drives):
     code, printed = run("03_series.py", copy)
     assert code == 0
     assert [name for name in drives if name in printed] == spoilt
-    series = settings.load_npz(copy / "data" / "series.npz", "03")
+    series = load_npz(copy / "data" / "series.npz", "03")
     assert list(series["names"]) == [name for name in drives if name not in spoilt]
     assert len(series["mu"]) == (series["lengths"] + 1).sum()
     (copy / "models" / "vae.checkpoint.npz").unlink()
@@ -356,7 +357,7 @@ def test_other_damaged_files_are_one_line(copy, name, how):
     elif how == "other model":
         shutil.copy(path.with_name(path.name.replace("vae", "rnn")), path)
     else:
-        arrays = settings.load_npz(path, "x")
+        arrays = load_npz(path, "x")
         if how == "pickle":
             arrays["lengths"] = np.array([{}] * 6, object)
         elif how == "rows":

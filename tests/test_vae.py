@@ -1,13 +1,14 @@
 """V against independent computations in NumPy."""
 
-from models import settings, vae, weights
+from models import vae, weights
 from models.vae import VAE
+from pipeline.files import suppress_stderr
 
 import h5py
 import numpy as np
 import pytest
 
-with settings.quiet():
+with suppress_stderr():
     import tensorflow as tf
 
 

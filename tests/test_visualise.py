@@ -1,7 +1,8 @@
 import os
 import re
 
-from models import pictures, settings
+from pipeline import UserError, video
+from pipeline.files import load_npz, save_npz
 from tests.conftest import ROOT, refused, run_script, script_module
 
 import h5py
@@ -30,7 +31,7 @@ def module_in(folder, **constants):
 def test_pictures_and_score(untrained, tmp_path):
     random = np.random.default_rng(1)
     history = {"fitness": random.normal(size=(3, 4)), "eval_generation": np.array([2]), "eval_real": np.ones((1, 5))}
-    settings.save_npz(tmp_path / "controller.npz", **history)
+    save_npz(tmp_path / "controller.npz", **history)
     places = (f"MODELS={untrained}", f"DATA={tmp_path}")
     result = run_script("06_visualise.py", *places, *SMALL, "EPISODES=2", "YARDSTICKS=1", "SHOW=True")
     assert result.returncode == 0, result.stderr
@@ -53,7 +54,7 @@ def test_pictures_and_score(untrained, tmp_path):
     assert not list(tmp_path.glob(".tmp-*"))
 
     # The drive that was shown is the one that was scored.
-    score = settings.load_npz(tmp_path / "score.npz", "06")
+    score = load_npz(tmp_path / "score.npz", "06")
     assert score["agent"].shape == (2,)
     assert score["zero"].shape == score["random"].shape == (1,)
     assert round(float(score["agent"][0]), 1) == returned
@@ -72,21 +73,14 @@ def test_memory_of_another_vision(linked, tmp_path, as_script):
     with h5py.File(path, "r+") as file:
         file.attrs["vae"] = "0" * 16
     with pytest.raises(SystemExit, match=r"was trained on another vae .*: run 04_train_rnn.py again$"):
-        as_script(module_in(ROOT), f"MODELS={linked}", f"DATA={tmp_path}", zero=("EPISODES",))
+        as_script(module_in(ROOT), f"MODELS={linked}", f"DATA={tmp_path}")
 
 
 @pytest.mark.parametrize("constant", ["EPISODES=101", "FRAMES=1001", "FRAMES=50", "WORKERS=0", "CONTROLLER=me"])
 def test_bad_constants(tmp_path, as_script, constant):
     module = module_in(ROOT)
     with pytest.raises(SystemExit) as end:
-        as_script(
-            module,
-            constant,
-            f"DATA={tmp_path}",
-            f"MODELS={tmp_path}",
-            zero=("EPISODES", "TRACK"),
-            choices={"CONTROLLER": ("controller", "dream_controller")},
-        )
+        as_script(module, constant, f"DATA={tmp_path}", f"MODELS={tmp_path}")
     assert constant.split("=")[0] in str(end.value)
 
 
@@ -131,8 +125,8 @@ def test_a_dreamer_has_files_of_its_own():
 
 def test_a_history_that_is_none(tmp_path):
     module = module_in(tmp_path, DATA=str(tmp_path), MODELS=str(tmp_path))
-    settings.save_npz(tmp_path / "controller.npz", something=np.zeros(3))
-    with pytest.raises(settings.Refused, match="not the history of a run: delete it and run 05_train_controller"):
+    save_npz(tmp_path / "controller.npz", something=np.zeros(3))
+    with pytest.raises(UserError, match="not the history of a run: delete it and run 05_train_controller"):
         module.curves(tmp_path)
 
 
@@ -150,14 +144,14 @@ def test_gif_keeps_colours_and_time(tmp_path, monkeypatch):
         frame += np.random.default_rng(x).integers(0, 6, frame.shape, np.uint8)  # V's grass flickers a little
         frame[30:34, 5 * x : 5 * x + 4] = (204, 0, 0)
         frames.append(frame)
-    (path,) = pictures.moving(tmp_path / "a.gif", frames, 12.5)
+    (path,) = video.moving(tmp_path / "a.gif", frames, 12.5)
     with Image.open(path) as film:
         assert film.n_frames == 10
         for x, frame in enumerate(frames):
             film.seek(x)
             assert film.info["duration"] == 80
             shown = np.array(film.convert("RGB")).astype(int)
-            assert np.abs(shown - frame).max() <= 2 * pictures.FLICKER
+            assert np.abs(shown - frame).max() <= 2 * video.FLICKER
             assert np.abs(shown[31, 5 * x + 1] - (204, 0, 0)).max() <= 4
 
 
@@ -166,6 +160,6 @@ def test_an_ffmpeg_that_fails_is_told_in_a_line(tmp_path, monkeypatch, capsys):
     fake.write_text("#!/bin/sh\ncat >/dev/null\necho 'no such codec' >&2\nexit 1\n")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    paths = pictures.moving(tmp_path / "a.gif", [np.zeros((64, 64, 3), np.uint8)] * 2, 12.5)
+    paths = video.moving(tmp_path / "a.gif", [np.zeros((64, 64, 3), np.uint8)] * 2, 12.5)
     assert paths == [tmp_path / "a.gif"]
     assert capsys.readouterr().out == f"{tmp_path / 'a.mp4'} was not made: ffmpeg says no such codec\n"

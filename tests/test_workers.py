@@ -6,8 +6,8 @@ import os
 import signal
 import time
 
-from models import settings
-from models.workers import RETRIES, Workers
+from pipeline import UserError
+from pipeline.workers import RETRIES, WorkerPool
 
 import pytest
 
@@ -53,7 +53,7 @@ def full(folder, item):
 
 
 def refuse(folder, item):
-    raise settings.Refused("not this one")
+    raise UserError("not this one")
 
 
 def process(folder, item):
@@ -63,24 +63,24 @@ def process(folder, item):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    with Workers(2, prepare, str(tmp_path_factory.mktemp("workers"))) as workers:
+    with WorkerPool(2, prepare, str(tmp_path_factory.mktemp("workers"))) as workers:
         yield workers
 
 
 def test_every_number_is_driven_once(two):
     for limit in (0, 1, 50):
-        shares = two.share(numbers_below, limit)
+        shares = two.run_on_all(numbers_below, limit)
         assert len(shares) == 2
         assert sorted(itertools.chain(*shares)) == list(range(limit))
 
 
 def test_every_item_comes_back(two):
-    assert sorted(two.each(square, range(6, 40))) == [item**2 for item in range(6, 40)]
-    assert list(two.each(square, [])) == []
+    assert sorted(two.imap_unordered(square, range(6, 40))) == [item**2 for item in range(6, 40)]
+    assert list(two.imap_unordered(square, [])) == []
 
 
 def test_workers_have_one_thread_and_no_gpu(two):
-    found = set(two.each(process, range(12)))
+    found = set(two.imap_unordered(process, range(12)))
     assert len(found) == 2
     assert os.getpid() not in {pid for pid, _, _ in found}
     assert {rest for _, *rest in found for rest in [tuple(rest)]} == {("-1", "1")}
@@ -88,9 +88,9 @@ def test_workers_have_one_thread_and_no_gpu(two):
 
 @pytest.mark.parametrize("task", [full, refuse])
 def test_errors_come_out_as_they_are(two, task):
-    error = OSError if task is full else settings.Refused
+    error = OSError if task is full else UserError
     with pytest.raises(error) as found:
-        list(two.each(task, [1]))
+        list(two.imap_unordered(task, [1]))
     if task is full:
         assert found.value.errno == errno.ENOSPC
 
@@ -99,18 +99,18 @@ def test_a_worker_that_dies_is_replaced(tmp_path, capsys):
     for task in (die_once, square):
         folder = tmp_path / task.__name__
         folder.mkdir()
-        with Workers(2, prepare, str(folder)) as workers:
+        with WorkerPool(2, prepare, str(folder)) as workers:
             if task is die_once:
-                assert sorted(itertools.chain(*workers.share(task, 20))) == list(range(20))
+                assert sorted(itertools.chain(*workers.run_on_all(task, 20))) == list(range(20))
             else:
-                assert sorted(workers.each(task, range(20))) == [item**2 for item in range(20)]
+                assert sorted(workers.imap_unordered(task, range(20))) == [item**2 for item in range(20)]
         assert (folder / "died").exists()
         assert capsys.readouterr().out == "A worker process died; its work starts again in a new one.\n"
 
 
 def test_workers_that_always_die_end_the_run(tmp_path):
     with (
-        Workers(1, prepare, str(tmp_path)) as workers,
-        pytest.raises(settings.Refused, match=f"a worker process died {RETRIES + 1} times in a row"),
+        WorkerPool(1, prepare, str(tmp_path)) as workers,
+        pytest.raises(UserError, match=f"a worker process died {RETRIES + 1} times in a row"),
     ):
-        list(workers.each(always_die, range(3)))
+        list(workers.imap_unordered(always_die, range(3)))

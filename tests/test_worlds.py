@@ -1,10 +1,11 @@
 """C, the real world and the dream against plain loops: models/controller.py, models/worlds.py."""
 
-from models import controller, evolution, settings, weights, worlds
+from models import controller, evolution, weights, worlds
 from models.car_racing import CarRacing64
 from models.rnn import MDNRNN
 from models.vae import VAE
-from models.workers import Workers
+from pipeline import UserError
+from pipeline.workers import WorkerPool
 
 import numpy as np
 import pytest
@@ -115,7 +116,7 @@ def test_returns_do_not_depend_on_the_order(real):
 def test_returns_do_not_depend_on_how_many_workers_there_are(untrained):
     found = []
     for count in (1, 2):
-        with Workers(count, worlds.prepare_real, untrained, CARS, 15) as workers:
+        with WorkerPool(count, worlds.prepare_real, untrained, CARS, 15) as workers:
             found.append(evolution.drive_all(workers, "real", controllers(3, size=2.0), np.array([3000, 3001])))
     assert found[0][0].shape == (3, 2)
     assert found[0][0].tobytes() == found[1][0].tobytes()
@@ -323,18 +324,16 @@ def test_a_mixture_is_refused(linked):
     vae = VAE()
     (linked / "vae.weights.h5").unlink()
     weights.save(linked / "vae.weights.h5", vae)
-    with pytest.raises(
-        settings.Refused, match=r"rnn.weights.h5 was trained on another vae .* run 04_train_rnn.py again"
-    ):
+    with pytest.raises(UserError, match=r"rnn.weights.h5 was trained on another vae .* run 04_train_rnn.py again"):
         worlds.load(linked)
     rnn = MDNRNN()
     (linked / "rnn.weights.h5").unlink()
     weights.save(linked / "rnn.weights.h5", rnn, vae=weights.fingerprint(vae.get_weights()))
-    with pytest.raises(settings.Refused, match=r"controller.weights.h5 was trained on another vae .* 05_train_contr"):
+    with pytest.raises(UserError, match=r"controller.weights.h5 was trained on another vae .* 05_train_contr"):
         worlds.load(linked)
-    with pytest.raises(settings.Refused, match=r"dream_controller.weights.h5 was .* run 07_dream_train.py again"):
+    with pytest.raises(UserError, match=r"dream_controller.weights.h5 was .* run 07_dream_train.py again"):
         worlds.load(linked, "dream_controller")
-    with pytest.raises(settings.Refused, match=r"dream_starts.npz was made with another V .* run 03_series.py again"):
+    with pytest.raises(UserError, match=r"dream_starts.npz was made with another V .* run 03_series.py again"):
         worlds.load_starts(linked, vae)
 
 

@@ -10,7 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from models.settings import Refused
+from pipeline import UserError
 
 # When this process is stopped or killed, multiprocessing tidies up after it; it needn't tell the user.
 os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
@@ -18,7 +18,7 @@ os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
 RETRIES = 3  # a worker that the system killed is replaced this often in a row, then the run stops
 
 
-class Workers:
+class WorkerPool:
     """`count` processes. `prepare(*arguments)` runs once in each; what it returns is each task's first argument.
 
     Tasks must not depend on which worker runs them: when a worker dies, the tasks of that call run again in new
@@ -41,7 +41,7 @@ class Workers:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
-    def share(self, task: Callable, *arguments: Any) -> list:
+    def run_on_all(self, task: Callable, *arguments: Any) -> list:
         """Call `task(prepared, numbers, *arguments)` in every worker and return the results.
 
         `numbers` counts 0, 1, 2… across all workers: each takes the next one when it has room, so none is idle
@@ -56,7 +56,7 @@ class Workers:
                 self._replace(attempt)
         raise AssertionError("unreachable")
 
-    def each(self, task: Callable, items: Iterable) -> Iterator:
+    def imap_unordered(self, task: Callable, items: Iterable) -> Iterator:
         """Call `task(prepared, item)` for every item, on whichever worker is free; yields results as they come."""
         todo, attempt = list(items), 0
         while todo:
@@ -79,7 +79,7 @@ class Workers:
     def _replace(self, attempt: int) -> None:
         self.pool.shutdown(wait=False, cancel_futures=True)
         if attempt >= RETRIES:
-            raise Refused(
+            raise UserError(
                 f"a worker process died {attempt + 1} times in a row (out of memory? try fewer WORKERS); "
                 "what was finished is saved, and the same command goes on"
             )
@@ -90,7 +90,7 @@ class Workers:
         """End the workers."""
         self.pool.shutdown(wait=True, cancel_futures=True)
 
-    def __enter__(self) -> "Workers":
+    def __enter__(self) -> "WorkerPool":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -7,7 +7,8 @@ they belong to. It is written after each epoch, whole or not at all.
 import json
 from pathlib import Path
 
-from models.settings import Refused, load_npz, save_npz
+from pipeline import UserError
+from pipeline.files import load_npz, save_npz
 
 import numpy as np
 
@@ -20,7 +21,7 @@ class Checkpoint:
     """
 
     def __init__(self, path: Path, weights: Path, constants: dict, data: str) -> None:
-        self.path, self.weights, self.made_by = path, weights, Path(constants["__file__"]).name
+        self.path, self.weights, self.producer = path, weights, Path(constants["__file__"]).name
         self.epochs, self.go_on = constants["EPOCHS"], constants["GO_ON"]
         free = ("EPOCHS", "DATA", "MODELS")  # a finished run can be prolonged, folders can be moved
         self.constants = {name: constants[name] for name in constants if name.isupper() and name not in free}
@@ -30,20 +31,20 @@ class Checkpoint:
         """Put `model` and `optimizer` where the last run left them and return its history, an entry an epoch.
 
         None where there is none, or with GO_ON where it is finished or of other constants: then a new run begins.
-        Raises `Refused` where it is damaged, or of other constants without GO_ON.
+        Raises `UserError` where it is damaged, or of other constants without GO_ON.
         """
         if not self.path.exists():
             return None
         cure = f"delete {self.path} to start anew, or go on from {self.weights.name} as it is with GO_ON=True"
         if not self.weights.exists():
-            raise Refused(f"{self.path} is there but {self.weights} is not: delete {self.path} to start anew")
-        arrays = load_npz(self.path, self.made_by)
+            raise UserError(f"{self.path} is there but {self.weights} is not: delete {self.path} to start anew")
+        arrays = load_npz(self.path, self.producer)
         try:
             constants, history = json.loads(str(arrays["constants"])), json.loads(str(arrays["history"]))
             differ = [name for name in self.constants if constants.get(name) != self.constants[name]]
             if differ and not self.go_on:
                 told = "; ".join(f"{name} was {constants.get(name)}, is {self.constants[name]}" for name in differ)
-                raise Refused(f"{self.path} is of other constants ({told}): {cure}")
+                raise UserError(f"{self.path} is of other constants ({told}): {cure}")
             if self.go_on and (differ or history[-1]["epoch"] >= self.epochs):
                 return None
             for kind, variables in (("model", model.weights), ("optimizer", optimizer.variables)):
@@ -53,7 +54,7 @@ class Checkpoint:
                         raise ValueError("numbers that are not finite")
                     variable.assign(array)
         except (KeyError, IndexError, ValueError, TypeError, AttributeError):
-            raise Refused(f"{self.path} is no checkpoint of this {model.name}: {cure}") from None
+            raise UserError(f"{self.path} is no checkpoint of this {model.name}: {cure}") from None
         return history
 
     def save(self, history: list[dict], model, optimizer) -> None:

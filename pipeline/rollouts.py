@@ -15,7 +15,8 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from models.settings import Refused, load_npz
+from pipeline import UserError
+from pipeline.files import load_npz
 
 import numpy as np
 
@@ -26,10 +27,10 @@ HELD_OUT_SHARE = 20  # about one rollout in so many is never trained on
 
 
 def find(folder: Path | str) -> list[Path]:
-    """The rollouts in `folder`, in order of their names. Raises `Refused` where there are fewer than two."""
+    """The rollouts in `folder`, in order of their names. Raises `UserError` where there are fewer than two."""
     paths = sorted(Path(folder).glob("rollout-*.npz"))
     if len(paths) < 2:  # one to learn from, one held out
-        raise Refused(f"{folder} holds {len(paths)} rollouts, at least 2 are needed: run {MADE_BY} first")
+        raise UserError(f"{folder} holds {len(paths)} rollouts, at least 2 are needed: run {MADE_BY} first")
     return paths
 
 
@@ -50,28 +51,30 @@ def summary(paths: Iterable[Path]) -> str:
 
 
 def check(arrays: dict[str, np.ndarray]) -> None:
-    """Raises `Refused` saying what is wrong, where `arrays` are no rollout."""
+    """Raises `UserError` saying what is wrong, where `arrays` are no rollout."""
     for name, shape in SHAPES.items():
         if name not in arrays:
-            raise Refused(f"it has no {name}")
+            raise UserError(f"it has no {name}")
         array = arrays[name]
         if array.dtype != TYPES[name] or array.shape[1:] != shape or array.ndim != len(shape) + 1:
-            raise Refused(f"its {name} is {array.dtype} {array.shape}, not {np.dtype(TYPES[name])} (frames, *{shape})")
+            raise UserError(
+                f"its {name} is {array.dtype} {array.shape}, not {np.dtype(TYPES[name])} (frames, *{shape})"
+            )
         if name != "obs" and len(array) != len(arrays["obs"]) - 1:
-            raise Refused(f"it has {len(array)} {name}s for {len(arrays['obs'])} observations")
+            raise UserError(f"it has {len(array)} {name}s for {len(arrays['obs'])} observations")
         if not np.isfinite(array).all():
-            raise Refused(f"its {name} is not finite everywhere")
+            raise UserError(f"its {name} is not finite everywhere")
     if len(arrays["action"]) == 0:
-        raise Refused("it has no frames")
+        raise UserError("it has no frames")
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """One rollout, checked. Raises `Refused` where it is missing, damaged or none."""
+    """One rollout, checked. Raises `UserError` where it is missing, damaged or none."""
     arrays = load_npz(path, MADE_BY)
     try:
         check(arrays)
-    except Refused as error:
-        raise Refused(f"{path} is no rollout: {error}. Delete it and run {MADE_BY}") from None
+    except UserError as error:
+        raise UserError(f"{path} is no rollout: {error}. Delete it and run {MADE_BY}") from None
     return arrays
 
 
@@ -93,7 +96,7 @@ def read_all(paths: Iterable[Path], skipped: set[Path]) -> Iterator[tuple[Path, 
 def _readable(path, reading, skipped):
     try:
         yield path, reading.result()
-    except Refused as error:
+    except UserError as error:
         if path not in skipped:
             print(f"left out: {error}", file=sys.stderr, flush=True)
             skipped.add(path)
