@@ -103,9 +103,11 @@ def announce(*paths: Path) -> None:
 
 
 def decode(vae, z: np.ndarray) -> np.ndarray:
-    """V's pictures of z (…, 32): uint8 (…, 64, 64, 3), a hundred at a time."""
+    """V's images of z (…, 32): uint8 (…, 64, 64, 3), a hundred at a time."""
+    from models.vae import to_uint8
+
     flat = z.reshape(-1, 32)
-    parts = [vae.decode(flat[start : start + 100]).numpy() for start in range(0, len(flat), 100)]
+    parts = [to_uint8(vae.decode(flat[start : start + 100])).numpy() for start in range(0, len(flat), 100)]
     return np.concatenate(parts).reshape(*z.shape[:-1], 64, 64, 3)
 
 
@@ -149,7 +151,7 @@ class Drive:
         state, states = self.rnn.initial_state(1), []
         for z, action in zip(self.z, self.action):
             states.append(state)
-            state = self.rnn.advance(z[None], action[None], state)
+            state = self.rnn.update_state(z[None], action[None], state)
         return [np.concatenate(part) for part in zip(*states)]
 
     def left_alone(self, starts: np.ndarray, frames: int) -> np.ndarray:
@@ -212,7 +214,7 @@ class Drive:
             f"M, after {AHEAD} frames alone": decode(self.vae, self.left_alone(now, AHEAD)[-1]),
             f"{AHEAD} frames later": self.frames[now + AHEAD],
         }
-        plots.frame_rows(
+        plots.image_grid(
             paths[0], f"What M expects on track {TRACK}, and what came", rows, [f"{t / RATE:.1f} s" for t in now]
         )
 

@@ -31,10 +31,12 @@ def fingerprint(arrays: Iterable[np.ndarray]) -> str:
 def save(path: Path | str, model, **origin: str) -> None:
     """Write a Keras model's weights, whole or not at all, with what they were trained on, e.g. `vae=fingerprint`.
 
-    `model` must not have been compiled and fitted itself, or Keras saves its optimizer too (V: 17 MB becomes 52).
+    Keras would save a compiled model's optimizer too (V: 17 MB becomes 52), so a copy without one is saved.
     """
+    plain = type(model)()
+    plain.set_weights(model.get_weights())
     with atomic_write(path) as temporary:
-        model.save_weights(temporary)
+        plain.save_weights(temporary)
         with h5py.File(temporary, "r+") as file:
             file.attrs.update(origin, weights=fingerprint(model.get_weights()))
 
@@ -47,15 +49,17 @@ def load(path: Path | str, model, producer: str, **origin: str) -> None:
     """
     path = Path(path)
     found = check(path, producer, **origin)
+    plain = type(model)()  # a compiled model would look for its optimizer in the file
     try:
-        model.load_weights(path)
+        plain.load_weights(path)
     except Exception:  # h5py and Keras each have their own for a damaged or foreign file
         raise UserError(
             f"{path} does not hold the weights of this {model.name}: delete it and run {producer}"
         ) from None
-    arrays = model.get_weights()
+    arrays = plain.get_weights()
     if not all(np.isfinite(array).all() for array in arrays) or found.get("weights") not in (None, fingerprint(arrays)):
         raise UserError(f"{path} is damaged, its numbers are not those that were saved: delete it and run {producer}")
+    model.set_weights(arrays)
 
 
 def check(path: Path, producer: str, **origin: str) -> dict[str, str]:

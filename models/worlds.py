@@ -57,7 +57,7 @@ class RealWorld:
             frames: tf.Tensor, z: tf.Tensor, actions: tf.Tensor, h: tf.Tensor, c: tf.Tensor, driving: tf.Tensor
         ) -> tuple[tf.Tensor, ...]:
             # What M remembers of the last frame, then what V sees in this one. Nothing is remembered at the start.
-            h, c = rnn.advance(z, actions, (h, c))
+            h, c = rnn.update_state(z, actions, (h, c))
             h, c = h * driving, c * driving
             z, _ = vae.encode(frames)
             return z, h, c, tf.concat([z, h], 1)
@@ -154,14 +154,14 @@ class DreamWorld:
         self, rnn: MDNRNN, starts: dict[str, np.ndarray], cars: int, temperature: float = 1.0, frames: int = 400
     ) -> None:
         self.starts, self.cars, self.frames = starts, cars, frames
-        rnn.freeze()
+        rnn.cast_for_inference()
 
         @tf.function
         def dream(mu, action, matrices, biases, noise, watched):
             # mu (n, k, 32), action (n, k, 3), matrices (n, 288, 3), biases (n, 3), noise (frames, n, 65)
             h, c = rnn.initial_state(cars)
             for k in range(mu.shape[1] - 1):
-                h, c = rnn.advance(mu[:, k], action[:, k], (h, c))
+                h, c = rnn.update_state(mu[:, k], action[:, k], (h, c))
             z, alive, total, length = mu[:, -1], tf.ones(cars), tf.zeros(cars), tf.zeros(cars)
             seen = tf.TensorArray(tf.float32, frames if watched else 0, element_shape=(cars, controller.FEATURES + 4))
             for t in tf.range(frames):
@@ -272,7 +272,7 @@ def directions(
     mu, action = starts["mu"].astype(np.float32), starts["action"].astype(np.float32)
     state = rnn.initial_state(len(mu))
     for k in range(mu.shape[1] - 1):
-        state = rnn.advance(mu[:, k], action[:, k], state)
+        state = rnn.update_state(mu[:, k], action[:, k], state)
     seen = np.concatenate([mu[:, -1], state[0]], 1) if features == "zh" else mu[:, -1]
     return controller.directions(seen, components, whitened)
 

@@ -38,7 +38,7 @@ def figure(path: Path | str, title: str, size: tuple[float, float] = (8, 4.5), p
         plt.close(drawing)
 
 
-def frame_rows(path: Path | str, title: str, rows: dict[str, np.ndarray], columns: Sequence[str] = ()) -> None:
+def image_grid(path: Path | str, title: str, rows: dict[str, np.ndarray], columns: Sequence[str] = ()) -> None:
     """Rows of frames, uint8 (n, 64, 64, 3) each, below each other, named at the left; `columns` names them above."""
     count = max(len(frames) for frames in rows.values())
     size = (1.1 * count + 1.4, 1.12 * len(rows) + 0.6)
@@ -58,6 +58,15 @@ def frame_rows(path: Path | str, title: str, rows: dict[str, np.ndarray], column
             drawing.savefig(temporary)
     finally:
         plt.close(drawing)
+
+
+def by_epoch(axes, history: Sequence[dict[str, float]], labels: dict[str, str]) -> None:
+    """Draw the metrics named in `labels` from epoch to epoch; an epoch without one (FINE_TUNE's 0) is left out."""
+    for name, label in labels.items():
+        at = [(entry["epoch"], entry[name]) for entry in history if name in entry]
+        axes.plot(*zip(*at), marker=".", label=label)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend()
 
 
 def foretold(

@@ -20,7 +20,7 @@ from pipeline.files import load_npz
 
 import numpy as np
 
-MADE_BY = "01_generate_data.py"
+PRODUCER = "01_generate_data.py"
 SHAPES = {"obs": (64, 64, 3), "action": (3,), "reward": (), "done": ()}  # of one frame
 TYPES = {"obs": np.uint8, "action": np.float32, "reward": np.float32, "done": np.bool_}
 HELD_OUT_SHARE = 20  # about one rollout in so many is never trained on
@@ -30,7 +30,7 @@ def find(folder: Path | str) -> list[Path]:
     """The rollouts in `folder`, in order of their names. Raises `UserError` where there are fewer than two."""
     paths = sorted(Path(folder).glob("rollout-*.npz"))
     if len(paths) < 2:  # one to learn from, one held out
-        raise UserError(f"{folder} holds {len(paths)} rollouts, at least 2 are needed: run {MADE_BY} first")
+        raise UserError(f"{folder} holds {len(paths)} rollouts, at least 2 are needed: run {PRODUCER} first")
     return paths
 
 
@@ -70,11 +70,11 @@ def check(arrays: dict[str, np.ndarray]) -> None:
 
 def read(path: Path) -> dict[str, np.ndarray]:
     """One rollout, checked. Raises `UserError` where it is missing, damaged or none."""
-    arrays = load_npz(path, MADE_BY)
+    arrays = load_npz(path, PRODUCER)
     try:
         check(arrays)
     except UserError as error:
-        raise UserError(f"{path} is no rollout: {error}. Delete it and run {MADE_BY}") from None
+        raise UserError(f"{path} is no rollout: {error}. Delete it and run {PRODUCER}") from None
     return arrays
 
 
@@ -100,6 +100,36 @@ def _readable(path, reading, skipped):
         if path not in skipped:
             print(f"left out: {error}", file=sys.stderr, flush=True)
             skipped.add(path)
+
+
+def some_frames(paths: list[Path], most: int, skipped: set[Path]) -> np.ndarray:
+    """At most `most` frames uint8 (n, 64, 64, 3), spread over at most 50 of the rollouts.
+
+    Raises `UserError` where none of them can be read.
+    """
+    paths = paths[:: -(-len(paths) // 50)]
+    each = max(most // len(paths), 1)
+    parts = []
+    for _, rollout in read_all(paths, skipped):
+        obs = rollout["obs"]
+        parts.append(obs[np.unique(np.linspace(0, len(obs) - 1, each).astype(int))])
+    if not parts:
+        raise UserError(f"none of the held-out rollouts can be read: run {PRODUCER}")
+    return np.concatenate(parts)
+
+
+def frame_stream(paths: list[Path], random: np.random.Generator, skipped: set[Path]) -> Iterator[np.ndarray]:
+    """The frames of one rollout after the other in random order, uint8 (T+1, 64, 64, 3), over and over.
+
+    It ends only if none of the rollouts can be read.
+    """
+    while True:
+        found = False
+        for _, rollout in read_all([paths[place] for place in random.permutation(len(paths))], skipped):
+            found = True
+            yield rollout["obs"]
+        if not found:
+            return
 
 
 def length(path: Path) -> int:

@@ -51,7 +51,7 @@ def test_lstm_is_the_one_of_numpy(model, drive):
         enter, keep, new, leave = np.split(np.c_[z[:, frame], action[:, frame]] @ kernel + h @ recurrent + bias, 4, -1)
         c = c / (1 + np.exp(-keep)) + np.tanh(new) / (1 + np.exp(-enter))
         h = np.tanh(c) / (1 + np.exp(-leave))
-        state = model.advance(z[:, frame], action[:, frame], state)
+        state = model.update_state(z[:, frame], action[:, frame], state)
     np.testing.assert_allclose(state[0], h, atol=1e-5)
     np.testing.assert_allclose(state[1], c, atol=1e-5)
 
@@ -138,7 +138,7 @@ def test_frozen_for_driving_it_is_nearly_the_same(model, drive):
     z, action = drive
     frozen = MDNRNN()
     frozen.set_weights(model.get_weights())
-    frozen.freeze()
+    frozen.cast_for_inference()
     state, frozen_state = model.initial_state(4), frozen.initial_state(4)
     for frame in range(9):
         prediction, state = model.step(z[:, frame], action[:, frame], state)
