@@ -7,7 +7,7 @@ unset CDPATH PYTHONHOME PYTHONPATH # what is set for other projects would only m
 cd "$(dirname "$0")/.." || exit 1
 
 BUILD="swig==4.5.1 setuptools==84.2.1 wheel==0.48.0" # box2d-py and gym come as source; these build them
-TOOLS="pytest==9.2.0 ruff==0.17.6"
+TOOLS="pytest==9.2.0 ruff==0.17.6 mypy==2.4.1"
 ROOM=4200 # MB: 2,500 that .venv takes, 750 of downloads while they are unpacked, and as much in pip's own cache
 
 log=.venv/setup.log
@@ -52,7 +52,7 @@ ask() {
 $("$1" -c "$probe" 2>/dev/null)
 EOF
     case $version in
-        3.11 | 3.12) test -n "$python" ;;
+        3.11 | 3.12 | 3.13) test -n "$python" ;;
         "") false ;;
         *)
             seen="${seen:+$seen, }$1 is $version"
