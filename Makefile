@@ -1,4 +1,4 @@
-# `make` builds .venv, once (.ci/setup.sh), and lists what there is. What needs .venv builds it too.
+# `make` builds .venv, once (tools/setup.sh), and lists what there is. What needs .venv builds it too.
 
 # The demo: every step small enough that all of it takes a quarter of an hour on 2 cores.
 DEMO_01 := ROLLOUTS=500
@@ -29,11 +29,11 @@ help:
 	@echo 'make bench   how fast each part is here'
 	@echo 'make chaos   what happens when a run is killed, the disk is full, a file is broken'
 	@echo 'make lint    ruff'
-	@echo 'make setup   only builds .venv; all others do that too where it is missing (PYTHON=python3.12 chooses one)'
+	@echo 'make setup   only builds .venv; all others do that too where it is missing (PYTHON=python3.13 chooses one)'
 	@echo 'make clean   removes .venv and all that was generated: data, trained weights, caches; spares what git tracks'
 
 setup:
-	@sh .ci/setup.sh
+	@sh tools/setup.sh
 
 # From nothing each time: a V trained anew makes the M and C of an earlier demo worthless.
 demo: setup

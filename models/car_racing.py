@@ -69,6 +69,7 @@ class CarRacing64(gym_racing.CarRacing):
         """One frame of 1/50 s: (observation, reward, left the field, finished the lap or out of time, {})."""
         if action is not None:
             self.frames += 1
+            action = np.asarray(action, np.float64)  # gym multiplies it on: in float64 on NumPy 1, in its own type on 2
         observation, reward, terminated, truncated, info = super().step(action)
         return observation, reward, terminated, truncated or self.frames >= FRAMES, info
 
