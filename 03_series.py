@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline import UserError, rollouts, script
 from pipeline.files import save_npz, suppress_stderr
 from pipeline.progress import Progress
-from pipeline.script import NonNegativeFloat
+from pipeline.script import NonNegativeInt, Share
 
 import numpy as np
 
@@ -21,8 +21,8 @@ BATCH = 64  # frames in V at a time; always full, so that a frame's z doesn't de
 DREAM_STARTS = 1_024  # windows for dreams to start from
 DREAM_FRAMES = 16  # frames of each: M's state is warm after so many
 DREAM_AHEAD = 32  # frames after it that count as well, when it is asked whether the car is on the road
-AT_THE_START: NonNegativeFloat = 0.25  # the share of them that begins where a drive begins
-SEED = 1
+AT_THE_START: Share = 0.25  # the share of them that begins where a drive begins
+SEED: NonNegativeInt = 1
 DATA = "data"
 MODELS = "models"
 
