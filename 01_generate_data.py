@@ -12,15 +12,15 @@ A second run adds what is missing and keeps what is there. The same seeds give t
 Takes about 2½ minutes for 4,000 rollouts on 2 cores, and 0.9 GB of disk.
 """
 
-import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from models.tracks import ROLLOUT_TRACKS
 from pipeline import UserError, rollouts, script
-from pipeline.files import atomic_write, ensure_dir, save_npz
+from pipeline.environment import hide_gpu, usable_cores
+from pipeline.files import atomic_write, ensure_dir
 from pipeline.progress import Progress
-from pipeline.script import NonNegativeFloat, NonNegativeInt
+from pipeline.script import NonNegativeInt, Share
 from pipeline.workers import WorkerPool
 
 import cv2
@@ -34,22 +34,18 @@ POLICY: Literal["random", "controller"] = (
 )
 MODELS = "models"  # where the controller, V and M are (POLICY=controller)
 CONTROLLER: Literal["controller", "dream_controller"] = "controller"  # or "dream_controller": whose weights drive
-WORKERS = os.cpu_count()  # processes
+WORKERS = usable_cores()  # processes
 DATA = "data"  # rollouts are written to the folder "rollouts" in it
 
 # Random driving. All of the numbers are drawn anew for each rollout or each held action.
 ACCELERATE: NonNegativeInt = 20  # frames of full gas at the start, so that the car gets going (tutorial: a few)
 HOLD = 10  # frames that an action is held at most: a new one for every frame would average out
-ON_THE_MOVE: NonNegativeFloat = (
+ON_THE_MOVE: Share = (
     0.6  # share of the rollouts that start at a random place of the track, at speed: curves are seen early
 )
-LEAVING: NonNegativeFloat = (
-    0.04  # share that starts far out and drives off the field, which chance alone hardly ever does
-)
+LEAVING: Share = 0.04  # share that starts far out and drives off the field, which chance alone hardly ever does
 LOST = 50  # a rollout ends after so many frames on the grass: there is little to learn about roads out there …
-WANDERING: NonNegativeFloat = (
-    0.3  # … but for this share of the rollouts, so that the grass, and how one gets back, is known too
-)
+WANDERING: Share = 0.3  # … but for this share of the rollouts, so that the grass, and how one gets back, is known too
 SPEEDS = (10.0, 90.0)  # of those that start on the move, in units/s (a good lap averages 60)
 
 # Driving with the controller.
@@ -104,32 +100,40 @@ def random_rollout(env, seed: int, steps: int) -> dict[str, np.ndarray]:
     }
 
 
-def prepare_random(folder: str, steps: int):
-    """What a worker of the random policy works with."""
+def decisive(constants: dict[str, Any]) -> dict[str, Any]:
+    """Those of the constants that decide what is in a rollout; it carries them."""
+    others = ("ROLLOUTS", "FIRST", "MODELS", "DATA", "WORKERS", "CARS")
+    return {name: value for name, value in constants.items() if name not in others}
+
+
+def prepare_random(constants: dict[str, Any]):
+    """What a worker of the random policy works with. It imports this script anew: what the shell set comes along."""
     from models.car_racing import CarRacing64
 
-    return CarRacing64("fast"), folder, steps
+    globals().update(constants)
+    return CarRacing64("fast"), constants
 
 
 def make_random(prepared, seed: int) -> list[int]:
     """Make and write one rollout; returns its length in frames."""
-    env, folder, steps = prepared
-    rollout = random_rollout(env, seed, steps)
-    save_npz(f"{folder}/rollout-{seed}.npz", level=1, **rollout)
+    env, constants = prepared
+    rollout = random_rollout(env, seed, STEPS)
+    rollouts.write(Path(DATA, "rollouts"), seed, decisive(constants), **rollout)
     return [len(rollout["done"])]
 
 
-def prepare_controller(folder: str, steps: int, models: str, name: str):
-    """What a worker that drives with a controller works with."""
+def prepare_controller(constants: dict[str, Any]):
+    """What a worker that drives with a controller works with, as `prepare_random`."""
     from models import worlds
 
-    vae, rnn, parameters = worlds.load(models, name)
-    return worlds.RealWorld(vae, rnn, CARS, frames=steps), parameters, folder
+    globals().update(constants)
+    vae, rnn, parameters = worlds.load(MODELS, CONTROLLER)
+    return worlds.RealWorld(vae, rnn, CARS, frames=STEPS), parameters, constants
 
 
 def make_with_controller(prepared, seeds: list[int]) -> list[int]:
     """Drive and write a rollout for each seed, in lockstep; returns their lengths in frames."""
-    world, parameters, folder = prepared
+    world, parameters, constants = prepared
     drives = [[] for _ in seeds]
 
     def watch(seen) -> None:
@@ -137,9 +141,10 @@ def make_with_controller(prepared, seeds: list[int]) -> list[int]:
         drive.append(seen)
         if seen.last is None:
             return
-        save_npz(
-            f"{folder}/rollout-{seeds[seen.pair]}.npz",
-            level=1,
+        rollouts.write(
+            Path(DATA, "rollouts"),
+            seeds[seen.pair],
+            decisive(constants),
             obs=np.array([step.frame for step in drive] + [seen.last]),
             action=np.array([step.action for step in drive]),
             reward=np.array([step.reward for step in drive], np.float32),
@@ -170,7 +175,8 @@ def main() -> None:
         raise UserError(f"there are {len(ROLLOUT_TRACKS):,} track seeds for rollouts: FIRST + ROLLOUTS must stay below")
     if len(SPEEDS) != 2 or SPEEDS[0] > SPEEDS[1]:
         raise UserError(f"SPEEDS={SPEEDS} must be two numbers, the lower one first")
-    folder = ensure_dir(Path(DATA) / "rollouts")
+    hide_gpu()
+    folder, constants = ensure_dir(Path(DATA) / "rollouts"), script.settings(globals())
     seeds = [ROLLOUT_TRACKS[FIRST + i] for i in range(ROLLOUTS)]
     missing = []
     for seed in seeds:
@@ -179,19 +185,22 @@ def main() -> None:
             missing.append(seed)
             if path.exists():
                 print(f"{path} is damaged and is made again.")
+    for difference, paths in rollouts.made_otherwise(folder, set(seeds) - set(missing), decisive(constants)).items():
+        print(f"{len(paths):,} of them were made with other constants ({difference}) and are kept: the first is")
+        print(f"{paths[0]}, the last {paths[-1].name}. Delete them to make them anew.")
     if not missing:
         print(f"{folder} has all {ROLLOUTS:,} of these rollouts; ROLLOUTS={2 * ROLLOUTS} would add as many again.")
         print("The other constants change nothing about rollouts that are there: delete the folder to make them anew.")
         return
     print(f"{len(missing):,} of {ROLLOUTS:,} rollouts to make, in {folder}, with {WORKERS} workers")
     if POLICY == "random":
-        prepare, make, items = (prepare_random, str(folder), STEPS), make_random, missing
+        prepare, make, items = (prepare_random, constants), make_random, missing
     else:
         from models import worlds
 
         worlds.load(MODELS, CONTROLLER)  # what is wrong with them is told here, once, not by every worker
         items = [missing[i : i + CARS] for i in range(0, len(missing), CARS)]
-        prepare, make = (prepare_controller, str(folder), STEPS, MODELS, CONTROLLER), make_with_controller
+        prepare, make = (prepare_controller, constants), make_with_controller
     rollouts_made = frames = 0
     progress = Progress(len(missing), "rollouts")
     with WorkerPool(min(WORKERS, len(items)), *prepare) as workers:
@@ -204,4 +213,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    script.run(main, globals())
+    script.run(main, globals(), reads=("MODELS",))

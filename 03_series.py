@@ -11,14 +11,14 @@ short windows of real rollouts on the road: they warm M up before a dream begins
 from pathlib import Path
 
 from pipeline import UserError, script
-from pipeline.script import NonNegativeFloat
+from pipeline.script import NonNegativeInt, Share
 
 BATCH_SIZE = 64  # frames in V at a time; always full, so that a frame's z doesn't depend on its neighbours
 DREAM_STARTS = 1_024  # windows for dreams to start from
 WARMUP_FRAMES = 16  # frames of each: M's state is warm after so many
 ROAD_LOOKAHEAD = 32  # frames after a window in which the car may find road
-EPISODE_START_SHARE: NonNegativeFloat = 0.25  # share of the windows that begin where a rollout begins
-SEED = 1
+EPISODE_START_SHARE: Share = 0.25  # share of the windows that begin where a rollout begins
+SEED: NonNegativeInt = 1
 DATA = "data"
 MODELS = "models"
 
@@ -37,8 +37,6 @@ import tensorflow as tf
 
 def main() -> None:
     """Encode all rollouts, write the series, then the dream starts cut from it."""
-    if EPISODE_START_SHARE > 1:
-        raise UserError(f"EPISODE_START_SHARE={EPISODE_START_SHARE} is a share: at most 1")
     paths = rollouts.find(Path(DATA, "rollouts"))
     weights_path = Path(MODELS, "vae.weights.h5")
     vae = VAE()

@@ -11,11 +11,11 @@ numbers that C sees vary together, in a few directions: once C drives, moving it
 Takes 1½ hours for 200 generations on 2 cores; there is an agent that drives after 10 minutes.
 """
 
-import os
 from pathlib import Path
 from typing import Literal
 
 from pipeline import script
+from pipeline.environment import hide_gpu, usable_cores
 from pipeline.script import NonNegativeInt
 from pipeline.workers import WorkerPool
 
@@ -38,13 +38,14 @@ START: Literal["zero", "controller", "dream_controller"] = (
 )
 SEED: NonNegativeInt = 1  # of the search and of the tracks it drives on
 CARS = 32  # driven in lockstep by each worker: the batch that V and M see
-WORKERS = os.cpu_count()  # processes
+WORKERS = usable_cores()  # processes
 MODELS = "models"
 DATA = "data"
 
 
 def main() -> None:
     """Evolve C in the real world."""
+    hide_gpu()  # here the weights are only looked at
     from models import evolution
 
     evolution.check(globals())

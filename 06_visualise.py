@@ -12,12 +12,12 @@ With CONTROLLER=dream_controller the one that learned in its dream drives, and t
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Literal
 
 from models.tracks import REPORT_TRACKS
 from pipeline import UserError, script
+from pipeline.environment import hide_gpu, usable_cores
 from pipeline.files import load_npz, save_npz
 from pipeline.progress import Progress
 from pipeline.script import NonNegativeInt
@@ -41,7 +41,7 @@ Z_NOISE = 0.25  # as in 04: how much of V's noise was in the z that M learned on
 TEMPERATURE = 1.0  # of all dreams: below 1 they are calmer, above 1 wilder
 YARDSTICKS = 20  # of the tracks are also driven by controllers of zeros and of random numbers, to compare with
 CARS = 4  # driven in lockstep by each worker
-WORKERS = os.cpu_count()  # processes for the score
+WORKERS = usable_cores()  # processes for the score
 MODELS = "models"
 DATA = "data"
 
@@ -55,6 +55,9 @@ def main() -> None:
         raise UserError(f"EPISODES can be {len(REPORT_TRACKS)} at most: so many tracks are reported")
     if not AWAKE + AHEAD + EVERY < FRAMES <= 1000:
         raise UserError(f"FRAMES={FRAMES} must be {AWAKE + AHEAD + EVERY + 1} to 1000")
+    if EVERY > RATE or EVERY > DREAM_FRAMES:
+        raise UserError(f"EVERY={EVERY} must be at most {RATE} and DREAM_FRAMES: a GIF needs pictures")
+    hide_gpu()  # the window and the score show the same drive: both on the processor
     from pipeline import video
 
     window = None
@@ -358,4 +361,4 @@ def score(folder: Path, parameters: np.ndarray) -> None:
 
 
 if __name__ == "__main__":
-    script.run(main, globals())
+    script.run(main, globals(), reads=("MODELS",))

@@ -9,11 +9,11 @@ the end, and no frame of the game is drawn. The real score is watched and never 
 which controller is kept. Takes 2 minutes on 2 cores.
 """
 
-import os
 from pathlib import Path
 from typing import Literal
 
 from pipeline import script
+from pipeline.environment import hide_gpu, usable_cores
 from pipeline.script import NonNegativeInt
 from pipeline.workers import WorkerPool
 
@@ -39,13 +39,14 @@ START: Literal["zero", "controller", "dream_controller"] = (
 SEED: NonNegativeInt = 1  # of the search and of the dreams
 DREAMS = 256  # dreamt in lockstep by each worker
 CARS = 32  # driven in lockstep by each worker on the real track
-WORKERS = os.cpu_count()  # processes
+WORKERS = usable_cores()  # processes
 MODELS = "models"
 DATA = "data"
 
 
 def main() -> None:
     """Evolve C in the dream."""
+    hide_gpu()  # here the weights are only looked at
     from models import evolution
 
     evolution.check(globals())

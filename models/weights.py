@@ -10,7 +10,7 @@ from pathlib import Path
 
 from models.controller import PARAMETERS
 from pipeline import UserError
-from pipeline.files import atomic_write
+from pipeline.files import atomic_write, reading
 
 import h5py
 import numpy as np
@@ -50,12 +50,8 @@ def load(path: Path | str, model, producer: str, **origin: str) -> None:
     path = Path(path)
     found = check(path, producer, **origin)
     plain = type(model)()  # a compiled model would look for its optimizer in the file
-    try:
+    with reading(path, producer, f"does not hold the weights of this {model.name}"):
         plain.load_weights(path)
-    except Exception:  # h5py and Keras each have their own for a damaged or foreign file
-        raise UserError(
-            f"{path} does not hold the weights of this {model.name}: delete it and run {producer}"
-        ) from None
     arrays = plain.get_weights()
     if not all(np.isfinite(array).all() for array in arrays) or found.get("weights") not in (None, fingerprint(arrays)):
         raise UserError(f"{path} is damaged, its numbers are not those that were saved: delete it and run {producer}")
@@ -64,13 +60,8 @@ def load(path: Path | str, model, producer: str, **origin: str) -> None:
 
 def check(path: Path, producer: str, **origin: str) -> dict[str, str]:
     """The origin that the weights in `path` carry. Raises `UserError` as `load` does."""
-    if not path.exists():
-        raise UserError(f"{path} is missing: run {producer} first")
-    try:
-        with h5py.File(path, "r") as file:
-            found = {name: str(value) for name, value in file.attrs.items()}
-    except Exception:  # h5py has many for a damaged file
-        raise UserError(f"{path} is damaged or no weights file: delete it and run {producer}") from None
+    with reading(path, producer, "is damaged or no weights file"), h5py.File(path, "r") as file:
+        found = {name: str(value) for name, value in file.attrs.items()}
     for name, value in origin.items():
         if found.get(name) != value:
             raise UserError(f"{path} was trained on another {name} than the one here: run {producer} again")
@@ -88,12 +79,10 @@ def load_controller(folder: Path | str, name: str, **origin: str) -> np.ndarray:
     """The numbers, float32 (867,), of the "controller" or "dream_controller". Raises `UserError` as `load` does."""
     path, producer = Path(folder, f"{name}.weights.h5"), MADE_BY[name]
     found = check(path, producer, **origin)
-    try:
-        with h5py.File(path, "r") as file:
-            parameters = np.asarray(file["controller"], np.float32)
-    except Exception:
-        parameters = np.zeros(0)
+    fault = f"does not hold {PARAMETERS} finite numbers of a controller"
+    with reading(path, producer, fault), h5py.File(path, "r") as file:
+        parameters = np.asarray(file["controller"], np.float32)
     whole_file = found.get("weights") in (None, fingerprint([parameters]))
     if parameters.shape != (PARAMETERS,) or not np.isfinite(parameters).all() or not whole_file:
-        raise UserError(f"{path} does not hold {PARAMETERS} finite numbers of a controller: run {producer}")
+        raise UserError(f"{path} {fault}: delete it and run {producer}")
     return parameters

@@ -4,15 +4,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.files import atomic_write
+from pipeline.files import atomic_write, suppress_stderr
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 
+with suppress_stderr():  # complaints about a matplotlibrc or a folder for fonts
+    import matplotlib
+    import matplotlib.pyplot as plt
+
+matplotlib.rcdefaults()  # a matplotlibrc in the folder that we are started in is read first, whatever is set
+matplotlib.use("agg")
 plt.rcParams.update(
     {
         "figure.dpi": 110,

@@ -6,17 +6,20 @@ One `rollout-<track seed>.npz` each; for T frames driven
     action  float32 (T, 3)             steering −1 to 1, gas 0 to 1, brake 0 to 1
     reward  float32 (T,)               follows action[t]
     done    bool    (T,)               left the field or finished the lap after action[t]; never the frame limit
+    constants  text                    JSON of what it was made with (not in those of earlier versions)
 """
 
+import json
 import sys
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from pipeline import UserError
-from pipeline.files import load_npz
+from pipeline.files import load_npz, save_npz
 
 import numpy as np
 
@@ -66,6 +69,29 @@ def check(arrays: dict[str, np.ndarray]) -> None:
             raise UserError(f"its {name} is not finite everywhere")
     if len(arrays["action"]) == 0:
         raise UserError("it has no frames")
+
+
+def write(folder: Path, seed: int, constants: dict[str, Any], **arrays: np.ndarray) -> None:
+    """Write the rollout on the track `seed`, with the constants that decide what is in it."""
+    save_npz(folder / f"rollout-{seed}.npz", level=1, constants=np.array(json.dumps(constants)), **arrays)
+
+
+def made_otherwise(folder: Path, seeds: Iterable[int], constants: dict[str, Any]) -> dict[str, list[Path]]:
+    """Those of the rollouts on the tracks `seeds` that say they were made with other constants, by the difference."""
+    constants = json.loads(json.dumps(constants))  # as they come back: tuples are lists
+    found = {}
+    for seed in sorted(seeds):
+        path = folder / f"rollout-{seed}.npz"
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                old = json.loads(str(file["constants"]))
+                differ = [name for name in constants if name in old and old[name] != constants[name]]
+        except Exception:  # it is of an earlier version; or no rollout, and who reads it says so
+            continue
+        if differ:
+            told = ", ".join(f"{name} was {old[name]}, is {constants[name]}" for name in differ)
+            found.setdefault(told, []).append(path)
+    return found
 
 
 def read(path: Path) -> dict[str, np.ndarray]:

@@ -10,10 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from pipeline import UserError
-
-# When this process is stopped or killed, multiprocessing tidies up after it; it needn't tell the user.
-os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
+from pipeline import UserError, environment
 
 RETRIES = 3  # a worker that the system killed is replaced this often in a row, then the run stops
 
@@ -106,7 +103,7 @@ def _prepare(counter: Any, pickled: bytes) -> None:
     global _prepared, _next
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # a GPU is the parent's
+    environment.hide_gpu()
     for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
         os.environ[name] = "1"
     import cv2
