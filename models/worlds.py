@@ -4,21 +4,22 @@
 V and M see whole batches, and a car that finishes gives its place to the next pair at once.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from models import controller, weights
 from models.car_racing import FRAMES, CarRacing64
-from models.rnn import MDNRNN
-from models.vae import VAE
+from models.rnn import MDNRNN, UNITS
+from models.vae import LATENTS, PICTURE, VAE
 from pipeline import UserError
 from pipeline.files import load_npz, suppress_stderr
 
 import numpy as np
 
 with suppress_stderr():
+    import keras
     import tensorflow as tf
 
 HOLD = 8  # frames that a disturbance of the action lasts
@@ -52,17 +53,26 @@ class RealWorld:
         self.envs = [CarRacing64(renderer) for _ in range(cars)]
         self.frames, self.patience = frames, patience
 
-        @tf.function(jit_compile=False, reduce_retracing=True)
-        def think(
-            frames: tf.Tensor, z: tf.Tensor, actions: tf.Tensor, h: tf.Tensor, c: tf.Tensor, driving: tf.Tensor
-        ) -> tuple[tf.Tensor, ...]:
-            # What M remembers of the last frame, then what V sees in this one. Nothing is remembered at the start.
-            h, c = rnn.advance(z, actions, (h, c))
-            h, c = h * driving, c * driving
-            z, _ = vae.encode(frames)
-            return z, h, c, tf.concat([z, h], 1)
+        seen_by = [*vae.convolutions, vae.mu, vae.logvar, rnn.lstm.cell]
+        # As constants, the weights are cast and laid out for the processor once, not in every call.
+        weights_now = [(weight, weight.numpy()) for layer in seen_by for weight in layer.weights]
 
-        self._think = think
+        @tf.function(jit_compile=False)
+        def think(frames: tf.Tensor, controls: tf.Tensor, state: tf.Tensor) -> tf.Tensor:
+            # What M remembers of the last frame, then what V sees in this one. Nothing is remembered at the start.
+            actions, driving = tf.split(controls, [controller.ACTIONS, 1], 1)
+            z, h, c = tf.split(state, [LATENTS, UNITS, UNITS], 1)
+            with keras.StatelessScope(weights_now):
+                h, c = rnn.advance(z, actions, (h, c))
+                z, _ = vae.encode(frames)
+            return tf.concat([z, h * driving, c * driving], 1)
+
+        # A concrete function of few arguments: calling it takes a third of the time.
+        self._think = think.get_concrete_function(
+            tf.TensorSpec((cars, *PICTURE), tf.uint8),
+            tf.TensorSpec((cars, controller.ACTIONS + 1), tf.float32),
+            tf.TensorSpec((cars, LATENTS + 2 * UNITS), tf.float32),
+        )
 
     def drive(
         self,
@@ -81,44 +91,41 @@ class RealWorld:
         n, cars = len(tracks), len(self.envs)
         returns, lengths = np.full(n, np.nan), np.zeros(n, np.int64)
         waiting = iter(range(n) if pairs is None else pairs)
-        pair = np.full(cars, -1)  # which one is driven in each place, -1 for none
-        frames = np.zeros((cars, 64, 64, 3), np.uint8)
+        pair = [-1] * cars  # which one is driven in each place, -1 for none
+        frames = np.zeros((cars, *PICTURE), np.uint8)
         matrices = np.zeros((cars, controller.PARAMETERS), np.float32)
-        driving = np.zeros((cars, 1), np.float32)  # 0 at a car's first frame
-        total, tiles, last_tile, length = (np.zeros(cars) for _ in range(4))
-        random: list[np.random.Generator | None] = [None] * cars
-        disturbance = np.zeros((cars, 3))
+        controls = np.zeros((cars, controller.ACTIONS + 1), np.float32)  # the last is 0 at a car's first frame
+        total, length, tiles, last_tile = ([0] * cars for _ in range(4))
+        disturbances: list[Iterator[np.ndarray] | None] = [None] * cars
 
         def next_pair(place: int) -> None:
             pair[place] = next(waiting, n)
             if pair[place] >= n:
                 pair[place] = -1
                 return
-            frames[place] = self.envs[place].reset(seed=int(tracks[pair[place]]))[0]
+            env, track = self.envs[place], int(tracks[pair[place]])
+            frames[place] = env.reset(seed=track)[0]
             matrices[place] = parameters[pair[place]]
-            driving[place] = total[place] = last_tile[place] = length[place] = 0
-            tiles[place] = self.envs[place].tile_visited_count
+            controls[place, -1] = total[place] = length[place] = last_tile[place] = 0
+            tiles[place] = env.tile_visited_count
             if noise is not None:
-                random[place] = np.random.default_rng(int(tracks[pair[place]]))
+                disturbances[place] = _disturbances(noise[pair[place]], track)
 
         for place in range(cars):
             next_pair(place)
-        z = tf.zeros((cars, 32))
-        h, c = (tf.zeros((cars, 256)) for _ in range(2))
-        actions = np.zeros((cars, 3), np.float32)
-        while (pair >= 0).any():
-            z, h, c, features = self._think(frames, z, actions, h, c, driving)
-            features = features.numpy()
+        state = tf.zeros((cars, LATENTS + 2 * UNITS))
+        while max(pair) >= 0:
+            state = self._think(tf.constant(frames), tf.constant(controls), state)
+            features = state.numpy()[:, : controller.FEATURES]
             actions = controller.act(matrices, features)
-            driving[:] = 1
+            if noise is not None:
+                for place in range(cars):
+                    if pair[place] >= 0:
+                        actions[place] = np.clip(actions[place] + next(disturbances[place]), (-1, 0, 0), (1, 1, 1))
+            controls[:, :-1], controls[:, -1] = actions, 1
             for place, env in enumerate(self.envs):
                 if pair[place] < 0:
                     continue
-                if noise is not None:
-                    if length[place] % HOLD == 0:
-                        size = noise[pair[place]]
-                        disturbance[place] = random[place].normal(0, (size, size, size / 2))
-                    actions[place] = np.clip(actions[place] + disturbance[place], (-1, 0, 0), (1, 1, 1))
                 frame, reward, left, stopped, _ = env.step(actions[place])
                 total[place] += reward
                 length[place] += 1
@@ -127,7 +134,7 @@ class RealWorld:
                 idle = self.patience and length[place] - last_tile[place] >= self.patience
                 over = left or stopped or idle or length[place] >= self.frames
                 if watch is not None:
-                    see, remember = np.split(features[place].copy(), [32])
+                    see, remember = np.split(features[place].copy(), [LATENTS])
                     done = left or env.lap_finished
                     seen = frames[place].copy(), see, remember, actions[place].copy(), reward, done
                     watch(Seen(int(pair[place]), *seen, frame if over else None))
@@ -139,6 +146,15 @@ class RealWorld:
                 returns[pair[place]], lengths[pair[place]] = total[place], length[place]
                 next_pair(place)
         return returns, lengths
+
+
+def _disturbances(size: float, track: int) -> Iterator[np.ndarray]:
+    """What is added to a car's action in each frame, (3,): a new draw every `HOLD` frames, from its track's seed."""
+    random = np.random.default_rng(track)
+    while True:
+        disturbance = random.normal(0, (size, size, size / 2))
+        for _ in range(HOLD):
+            yield disturbance
 
 
 class DreamWorld:
