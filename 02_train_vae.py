@@ -69,7 +69,7 @@ def main() -> None:
     )
     done = run.restore(vae)
     if not done and FINE_TUNE:
-        weights.load(weights_path, vae, "02_train_vae.py with FINE_TUNE=False")
+        weights.load(weights_path, vae)
         run.start_from(vae, validation)
     if done >= EPOCHS:
         print(f"{weights_path} is trained: {done} epochs. EPOCHS={2 * done} trains it further")
@@ -88,7 +88,7 @@ def main() -> None:
             verbose=0,
         )
 
-    weights.load(weights_path, vae, Path(__file__).name)
+    weights.load(weights_path, vae)
     kl, active = latent_usage(vae, validation_frames)
     print(f"V of epoch {run.best['epoch']}: squared error {run.best['val_squared_error']:.1f}, {active} active latents")
     draw_loss(run.history)

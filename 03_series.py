@@ -26,7 +26,8 @@ if __name__ == "__main__":
     script.check(globals())  # a wrong constant is reported before TensorFlow is imported, which takes seconds
 
 from models import weights
-from models.vae import IMAGE_SHAPE, LATENT_DIM, VAE
+from models.sizes import IMAGE_SHAPE, LATENT_DIM
+from models.vae import VAE
 from pipeline import rollouts
 from pipeline.files import save_npz
 from pipeline.progress import Progress
@@ -40,7 +41,7 @@ def main() -> None:
     paths = rollouts.find(Path(DATA, "rollouts"))
     weights_path = Path(MODELS, "vae.weights.h5")
     vae = VAE()
-    weights.load(weights_path, vae, "02_train_vae.py")
+    weights.load(weights_path, vae)
     origin = np.array(weights.fingerprint(vae.get_weights()))
 
     series = encode_rollouts(vae, paths)

@@ -62,7 +62,7 @@ def main() -> None:
     steps = max(FRAMES_PER_EPOCH // (BATCH_SIZE * sequence_length), 1)
 
     vae = VAE()
-    weights.load(vae_path, vae, "02_train_vae.py")
+    weights.load(vae_path, vae)
     origin = weights.fingerprint(vae.get_weights())
     if str(series["vae"]) != origin:
         raise UserError(f"{series_path} was made with another V than {vae_path}: run 03_series.py again")
@@ -85,7 +85,7 @@ def main() -> None:
     validation_data = dataset(lambda: episode_batches(series, validation), -(-len(validation) // 10))
     done = run.restore(rnn)
     if not done and FINE_TUNE:
-        weights.load(weights_path, rnn, "04_train_rnn.py with FINE_TUNE=False", vae=origin)
+        weights.load(weights_path, rnn, vae=origin)
         run.start_from(rnn, validation_data)
     if done >= EPOCHS:
         print(f"{weights_path} is trained: {done} epochs. EPOCHS={2 * done} trains it further")
@@ -108,7 +108,7 @@ def main() -> None:
             verbose=0,
         )
 
-    weights.load(weights_path, rnn, Path(__file__).name, vae=origin)
+    weights.load(weights_path, rnn, vae=origin)
     nll = compare(rnn, series, train, validation, active)
     nll["M"] = run.best["val_nll"]
     print(f"Held-out negative log-likelihood of the next z, nats per active latent ({active.sum()} of them):")
@@ -149,7 +149,7 @@ def episode_batches(series: dict, episodes: np.ndarray) -> Iterator[dict]:
 def refuse_earlier_v(checkpoint: Path, weights_path: Path, origin: str) -> None:
     """Raises `UserError` where an unfinished run belongs to a V that is gone."""
     both = checkpoint.exists() and weights_path.exists()
-    if both and weights.check(weights_path, "04_train_rnn.py").get("vae") != origin:
+    if both and weights.check(weights_path).get("vae") != origin:
         raise UserError(f"{checkpoint} belongs to an earlier V: delete it, then this command trains a new M")
 
 

@@ -47,17 +47,17 @@ def main() -> None:
     from models import evolution
 
     evolution.validate(globals())
-    from models import weights, worlds
+    from models import loading, worlds
 
-    vae, rnn = weights.load_models(MODELS)
-    starts = weights.load_starts(MODELS, vae)
+    vae, rnn = loading.load_models(MODELS)
+    starts = loading.load_starts(MODELS, vae)
     with WorkerPool(WORKERS, worlds.make_real_world, MODELS, NUM_ENVS, MAX_IDLE_STEPS) as workers:
         search = evolution.Evolution(
             workers,
             ("real",),
             script.settings(globals()) | {"SCRIPT": Path(__file__).name},
-            weights.fingerprints(vae, rnn),
-            worlds.feature_basis(rnn, starts, FEATURES, COMPONENTS, WHITEN),
+            loading.fingerprints(vae, rnn),
+            loading.feature_basis(rnn, starts, FEATURES, COMPONENTS, WHITEN),
             history_path=Path(DATA, "controller.npz"),
             best_path=Path(MODELS, "controller.weights.h5"),
         )

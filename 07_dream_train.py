@@ -48,10 +48,10 @@ def main() -> None:
     from models import evolution
 
     evolution.validate(globals())
-    from models import weights, worlds
+    from models import loading, weights, worlds
 
-    vae, rnn = weights.load_models(MODELS)
-    starts = weights.load_starts(MODELS, vae)
+    vae, rnn = loading.load_models(MODELS)
+    starts = loading.load_starts(MODELS, vae)
     worker = (worlds.make_dream_world, MODELS, DREAM_ENVS, TEMPERATURE, MAX_DREAM_STEPS, NUM_ENVS, MAX_IDLE_STEPS)
     with WorkerPool(WORKERS, *worker) as workers:
         search = evolution.Evolution(
@@ -59,8 +59,8 @@ def main() -> None:
             ("dream", "real"),
             script.settings(globals())
             | {"SCRIPT": Path(__file__).name, "the starts": weights.fingerprint((starts["mu"], starts["action"]))},
-            weights.fingerprints(vae, rnn),
-            worlds.feature_basis(rnn, starts, FEATURES, COMPONENTS, WHITEN),
+            loading.fingerprints(vae, rnn),
+            loading.feature_basis(rnn, starts, FEATURES, COMPONENTS, WHITEN),
             history_path=Path(DATA, "dream_controller.npz"),
             best_path=Path(MODELS, "dream_controller.weights.h5"),
         )

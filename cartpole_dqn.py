@@ -105,7 +105,7 @@ def main() -> None:
     agent, path, scores, means, solved = Agent(), Path(MODELS, "cartpole.weights.h5"), [], [], False
     env = gym.make("CartPole-v1", disable_env_checker=True)  # gym's checker does not run on NumPy 2
     if path.exists():
-        weights.load(path, agent.model, "cartpole_dqn.py")
+        weights.load(path, agent.model)
         agent.frozen, agent.epsilon, agent.first = agent.model.get_weights(), EPSILON_MIN, 5 * FIRST
     try:
         while not solved and len(scores) < EPISODES:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from models import controller
-from pipeline import UserError, plots
+from pipeline import UserError
 from pipeline.files import load_npz, save_npz
 
 import numpy as np
@@ -89,6 +89,8 @@ def best_generation(record: Record, world: str) -> int | None:
 
 def plot_history(path: Path, record: Record, worlds: tuple[str, ...]) -> None:
     """The search as curves: the candidates' fitness, and the return of the search's mean in each world, as PNG."""
+    from pipeline import plots  # not above: workers import this module, and need no Matplotlib
+
     fitness = np.array(record["fitness"])
     generation = np.arange(1, len(fitness) + 1)
     mean, std = fitness.mean(1), fitness.std(1)

@@ -15,7 +15,8 @@ import itertools
 import math
 from typing import Any, NamedTuple
 
-from models.vae import LATENT_DIM, dtype_policy, reparameterize
+from models.sizes import ACTION_DIM, HIDDEN_SIZE, LATENT_DIM, MIXTURES
+from models.vae import dtype_policy, reparameterize
 from pipeline.files import suppress_stderr
 from pipeline.training import EpochMeans
 
@@ -24,10 +25,6 @@ import numpy as np
 with suppress_stderr():  # TensorFlow's notices on what it was built for
     import keras
     import tensorflow as tf
-
-ACTION_DIM = 3
-HIDDEN_SIZE = 256
-MIXTURES = 5
 
 State = tuple[tf.Tensor, tf.Tensor]  # h and c of the LSTM, (n, 256) each
 

@@ -12,15 +12,13 @@ Knows neither files nor the game.
 import os
 from pathlib import Path
 
+from models.sizes import IMAGE_SHAPE, LATENT_DIM
 from pipeline.files import suppress_stderr
 from pipeline.training import EpochMeans
 
 with suppress_stderr():  # TensorFlow's notices on what it was built for
     import keras
     import tensorflow as tf
-
-IMAGE_SHAPE = (64, 64, 3)
-LATENT_DIM = 32
 
 
 def dtype_policy() -> str:

@@ -15,7 +15,14 @@ from pipeline.files import atomic_write, reading
 import h5py
 import numpy as np
 
-MADE_BY = {"controller": "05_train_controller.py", "dream_controller": "07_dream_train.py"}
+# Which script makes which file.
+PRODUCERS = {
+    "vae": "02_train_vae.py",
+    "rnn": "04_train_rnn.py",
+    "controller": "05_train_controller.py",
+    "dream_controller": "07_dream_train.py",
+    "cartpole": "cartpole_dqn.py",
+}
 
 
 def fingerprint(arrays: Iterable[np.ndarray]) -> str:
@@ -33,7 +40,7 @@ def save(path: Path | str, model, **origin: str) -> None:
 
     Keras would save a compiled model's optimizer too (V: 17 MB becomes 52), so a copy without one is saved.
     """
-    plain = type(model)()
+    plain = _uncompiled(model)
     plain.set_weights(model.get_weights())
     with atomic_write(path) as temporary:
         plain.save_weights(temporary)
@@ -41,30 +48,42 @@ def save(path: Path | str, model, **origin: str) -> None:
             file.attrs.update(origin, weights=fingerprint(model.get_weights()))
 
 
-def load(path: Path | str, model, producer: str, **origin: str) -> None:
+def load(path: Path | str, model, **origin: str) -> None:
     """Read weights into a built Keras model.
 
-    Raises `UserError` when the file is missing, damaged or of another model (naming `producer`, the script that
-    makes it), or when it was trained on something else than `origin` says.
+    Raises `UserError` when the file is missing, damaged or of another model (naming the script that makes it), or when
+    it was trained on something else than `origin` says.
     """
     path = Path(path)
-    found = check(path, producer, **origin)
-    plain = type(model)()  # a compiled model would look for its optimizer in the file
-    with reading(path, producer, f"does not hold the weights of this {model.name}"):
+    found = check(path, **origin)
+    plain = _uncompiled(model)
+    with reading(path, producer(path), f"does not hold the weights of a {model.name} of these sizes (models/sizes.py)"):
         plain.load_weights(path)
     arrays = plain.get_weights()
     if not all(np.isfinite(array).all() for array in arrays) or found.get("weights") not in (None, fingerprint(arrays)):
-        raise UserError(f"{path} is damaged, its numbers are not those that were saved: delete it and run {producer}")
+        raise UserError(
+            f"{path} is damaged, its numbers are not those that were saved: delete it and run {producer(path)}"
+        )
     model.set_weights(arrays)
 
 
-def check(path: Path, producer: str, **origin: str) -> dict[str, str]:
+def _uncompiled(model):
+    """A model of the same kind without an optimizer, which Keras would write and look for; itself if it has none."""
+    return type(model)() if model.compiled else model
+
+
+def producer(path: Path) -> str:
+    """The script that makes the weights file `path`."""
+    return PRODUCERS[path.name.removesuffix(".weights.h5")]
+
+
+def check(path: Path, **origin: str) -> dict[str, str]:
     """The origin that the weights in `path` carry. Raises `UserError` as `load` does."""
-    with reading(path, producer, "is damaged or no weights file"), h5py.File(path, "r") as file:
+    with reading(path, producer(path), "is damaged or not a weights file"), h5py.File(path, "r") as file:
         found = {name: str(value) for name, value in file.attrs.items()}
     for name, value in origin.items():
         if found.get(name) != value:
-            raise UserError(f"{path} was trained on another {name} than the one here: run {producer} again")
+            raise UserError(f"{path} was trained on another {name} than the one here: run {producer(path)} again")
     return found
 
 
@@ -77,12 +96,12 @@ def save_controller(path: Path | str, parameters: np.ndarray, **origin: str) -> 
 
 def load_controller(folder: Path | str, name: str, **origin: str) -> np.ndarray:
     """The numbers, float32 (867,), of the "controller" or "dream_controller". Raises `UserError` as `load` does."""
-    path, producer = Path(folder, f"{name}.weights.h5"), MADE_BY[name]
-    found = check(path, producer, **origin)
+    path = Path(folder, f"{name}.weights.h5")
+    found = check(path, **origin)
     fault = f"does not hold {PARAMETERS} finite numbers of a controller"
-    with reading(path, producer, fault), h5py.File(path, "r") as file:
+    with reading(path, producer(path), fault), h5py.File(path, "r") as file:
         parameters = np.asarray(file["controller"], np.float32)
-    whole_file = found.get("weights") in (None, fingerprint([parameters]))
-    if parameters.shape != (PARAMETERS,) or not np.isfinite(parameters).all() or not whole_file:
-        raise UserError(f"{path} {fault}: delete it and run {producer}")
+    is_whole = found.get("weights") in (None, fingerprint([parameters]))
+    if parameters.shape != (PARAMETERS,) or not np.isfinite(parameters).all() or not is_whole:
+        raise UserError(f"{path} {fault}: delete it and run {producer(path)}")
     return parameters

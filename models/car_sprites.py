@@ -1,0 +1,176 @@
+"""The car, the gauges and the score of a 64×64 picture of CarRacing: small sprites, drawn once each by gym's own code.
+
+The car is always at the same place, upright; only its wheels turn and roll.
+"""
+
+import math
+from functools import lru_cache
+from types import SimpleNamespace
+
+from models.car_track import GROUND, ROUNDING_OFFSET, SIZE, zoom
+from pipeline.files import suppress_stderr
+
+import cv2
+import numpy as np
+
+with suppress_stderr():  # gym's notice, once per process otherwise
+    import Box2D
+    import pygame
+    from gym.envs.box2d import car_dynamics
+    from gym.envs.box2d import car_racing as gym_racing
+
+_BOX = (slice(42, 52), slice(29, 35))  # rows and columns that the car can cover, within these of gym's pixels:
+_TOP, _BOTTOM, _LEFT, _RIGHT = 525, 650, 375, 625
+_BAR_WINDOW = (0, 700, gym_racing.WINDOW_W, 100)  # where the bar with the gauges is in gym's window
+_PHASES = 8  # of a wheel that rolls
+_PER_RADIAN = 10  # steps of a wheel that turns
+
+
+def draw_car(picture: np.ndarray, car: car_dynamics.Car, frame: int) -> None:
+    """Lay the car over a picture, uint8 (64, 64, 3), `frame` frames into the zoom of the first second."""
+    heading = car.hull.angle
+    left, right, *_ = wheels = car.wheels
+    rolls = [int(wheel.phase * (_PHASES / (2 * math.pi))) % _PHASES for wheel in wheels]
+    steers = [round((wheel.angle - heading) * _PER_RADIAN) for wheel in (left, right)]
+    transmittance, colour = _body(frame, rolls[2], rolls[3])
+    coverage, highlight = _front_wheels(_nearest(frame), *steers, rolls[0], rolls[1])
+    box = picture[_BOX]
+    np.copyto(box, box * (transmittance - coverage) + (colour + highlight), casting="unsafe")
+
+
+def _nearest(frame: int) -> int:
+    """A wheel is no larger than a pixel: it needs no sprite of its own for each frame of the zoom."""
+    return (frame + 4) // 5 * 5
+
+
+@lru_cache(maxsize=4_000)
+def _body(frame: int, left_roll: int, right_roll: int) -> tuple[np.ndarray, np.ndarray]:
+    """The hull and the rear wheels: the share of the ground that shows past them, (10, 6, 1), and their colour."""
+    hull = _averaged(_drawn_by_gym(frame)[..., 0] == 204)
+    colour = hull * np.float32((204 - ROUNDING_OFFSET, 0, 0)) + np.float32(0.5)  # so that uint8 rounds
+    for wheel, roll in ((2, left_roll), (3, right_roll)):
+        coverage, highlight = _wheel(_nearest(frame), wheel, 0, roll)
+        hull, colour = hull + coverage, colour + highlight
+    return 1 - hull, colour
+
+
+@lru_cache(maxsize=10_000)
+def _front_wheels(
+    frame: int, left_steer: int, right_steer: int, left_roll: int, right_roll: int
+) -> tuple[np.ndarray, np.ndarray]:
+    left, right = _wheel(frame, 0, left_steer, left_roll), _wheel(frame, 1, right_steer, right_roll)
+    return left[0] + right[0], left[1] + right[1]
+
+
+@lru_cache(maxsize=10_000)
+def _wheel(frame: int, wheel: int, steer_step: int, roll_step: int) -> tuple[np.ndarray, np.ndarray]:
+    """The ground that a wheel hides beside the hull, (10, 6, 1), and its white patch's light; (10, 6, 1) too."""
+    drawn = _drawn_by_gym(frame, wheel, steer_step / _PER_RADIAN, (roll_step + 0.5) * 2 * math.pi / _PHASES)
+    patch = drawn[..., 1] == 77
+    black = drawn[..., 0] + drawn[..., 1] == 0
+    return _averaged(patch | black), _averaged(patch) * (77 - ROUNDING_OFFSET)
+
+
+def _drawn_by_gym(frame: int, wheel: int | None = None, steer: float = 0, phase: float = 0) -> np.ndarray:
+    """The car's hull, with one wheel or none, as gym's own code draws it on green: uint8 (125, 250, 3)."""
+    car = car_dynamics.Car(Box2D.b2World((0, 0)), 0, 0, 0)
+    car.drawlist = [car.hull]
+    if wheel is not None:
+        car.drawlist = [car.wheels[wheel], car.hull]
+        car.wheels[wheel].angle, car.wheels[wheel].phase = steer, phase
+    surface = pygame.Surface((_RIGHT - _LEFT, _BOTTOM - _TOP))
+    surface.fill((0, 255, 0))
+    centre = (gym_racing.WINDOW_W / 2 - _LEFT, gym_racing.WINDOW_H / 4 - (gym_racing.WINDOW_H - _BOTTOM))
+    car.draw(surface, zoom(frame), centre, 0, draw_particles=False)
+    return pygame.surfarray.array3d(surface).transpose(1, 0, 2)[::-1]
+
+
+def _averaged(mask: np.ndarray) -> np.ndarray:
+    """The share of each of our pixels that a mask over gym's pixels covers: (125, 250) to float32 (10, 6, 1)."""
+    rows, columns = _downscale_matrices()
+    return (rows @ mask @ columns)[..., None]
+
+
+@lru_cache(maxsize=1)
+def _downscale_matrices() -> tuple[np.ndarray, np.ndarray]:
+    """What turns gym's pixels into ours in the box around the car, to 96 and then to 64: (10, 125), (250, 6)."""
+    matrices = []
+    for pixels in (gym_racing.WINDOW_H, gym_racing.WINDOW_W):
+        matrix = np.eye(pixels, dtype=np.float32)
+        for side in (gym_racing.STATE_H, SIZE):
+            matrix = cv2.resize(matrix, (pixels, side), interpolation=cv2.INTER_AREA)
+        matrices.append(matrix)
+    return matrices[0][_BOX[0], _TOP:_BOTTOM], matrices[1][_BOX[1], _LEFT:_RIGHT].T
+
+
+# Screen pixels per unit of each value, as in CarRacing._render_indicators.
+_GAUGE_PIXELS = {"speed": -0.4, "steering": -250.0, "turning": -20.0}
+_WHEEL_PIXELS = -0.2
+
+
+def draw_bar(picture: np.ndarray, car: car_dynamics.Car, score: float) -> None:
+    """Draw the black bar with speed, four wheels' spin, steering, turning, and the score; a sprite for each length."""
+    bar = picture[GROUND:]
+    bar[:] = _score(int(score))
+    hull, wheels, floor = car.hull, car.wheels, math.floor
+    velocity = hull.linearVelocity
+    vx, vy = velocity.x, velocity.y
+    add = cv2.add  # not past 255: the wheels' gauges touch each other
+    add(bar, _gauge("speed", floor(_GAUGE_PIXELS["speed"] * math.sqrt(vx * vx + vy * vy))), bar)
+    add(bar, _gauge("steering", floor(_GAUGE_PIXELS["steering"] * wheels[0].joint.angle)), bar)
+    add(bar, _gauge("turning", floor(_GAUGE_PIXELS["turning"] * hull.angularVelocity)), bar)
+    for axle in (0, 2):
+        left, right = wheels[axle].omega, wheels[axle + 1].omega
+        add(bar, _spin(axle, floor(_WHEEL_PIXELS * left), floor(_WHEEL_PIXELS * right)), bar)
+
+
+@lru_cache(maxsize=5_000)
+def _spin(axle: int, left: int, right: int) -> np.ndarray:
+    """The bar with the gauges of an axle's two wheels, 0 or 2."""
+    return cv2.add(_gauge(axle, left), _gauge(axle + 1, right))
+
+
+@lru_cache(maxsize=5_000)
+def _gauge(gauge: str | int, pixels: int) -> np.ndarray:
+    """The bar with one gauge alone (a number is a wheel's), as gym draws it: uint8 (8, 64, 3)."""
+    value = (pixels + 1e-3) / _GAUGE_PIXELS.get(gauge, _WHEEL_PIXELS) if pixels else 0.0
+    spin = [value if gauge == i else 0.0 for i in range(4)]
+    wheels = [SimpleNamespace(omega=omega, joint=SimpleNamespace(angle=0.0)) for omega in spin]
+    wheels[0].joint.angle = value if gauge == "steering" else 0.0
+    hull = SimpleNamespace(
+        linearVelocity=(value if gauge == "speed" else 0.0, 0.0),
+        angularVelocity=value if gauge == "turning" else 0.0,
+    )
+    window = SimpleNamespace(surf=_window(), car=SimpleNamespace(hull=hull, wheels=wheels))
+    gym_racing.CarRacing._render_indicators(window, gym_racing.WINDOW_W, gym_racing.WINDOW_H)
+    return _scaled_bar(window.surf)
+
+
+@lru_cache(maxsize=2_000)
+def _score(score: int) -> np.ndarray:
+    """The bar with the score alone: uint8 (8, 64, 3)."""
+    surface = _window()
+    surface.fill((0, 0, 0), _BAR_WINDOW)
+    text = _font().render(f"{score:04d}", True, (255,) * 3, (0,) * 3)
+    box = text.get_rect()
+    box.center = (60, gym_racing.WINDOW_H - gym_racing.WINDOW_H * 2.5 / 40.0)
+    surface.blit(text, box)
+    return _scaled_bar(surface)
+
+
+@lru_cache(maxsize=1)
+def _font() -> pygame.font.Font:
+    pygame.font.init()
+    return pygame.font.Font(pygame.font.get_default_font(), 42)
+
+
+@lru_cache(maxsize=1)
+def _window() -> pygame.Surface:
+    return pygame.Surface((gym_racing.WINDOW_W, gym_racing.WINDOW_H))
+
+
+def _scaled_bar(window: pygame.Surface) -> np.ndarray:
+    """The bar's part of gym's window at our size, by gym's own way: smoothscale, then area averaging."""
+    bar = window.subsurface(_BAR_WINDOW)
+    scaled = pygame.surfarray.array3d(pygame.transform.smoothscale(bar, (96, 12))).transpose(1, 0, 2)
+    return cv2.resize(scaled, (SIZE, SIZE - GROUND), interpolation=cv2.INTER_AREA)

@@ -1,0 +1,205 @@
+"""A track of gym's CarRacing as a texture: what its seed decides, made once and shared by all cars that drive on it.
+
+The camera looks at a flat world, so a picture of it is a texture turned, scaled and cut out by one affine warp. The
+texture has about as many pixels to a unit as the picture, so that bilinear samples are as sharp as gym's averages.
+"""
+
+import math
+from collections import OrderedDict
+from functools import lru_cache
+from types import SimpleNamespace
+
+from pipeline.files import suppress_stderr
+
+import cv2
+import numpy as np
+
+with suppress_stderr():  # gym's notice, once per process otherwise
+    import Box2D
+    from gym.envs.box2d import car_racing as gym_racing
+
+SIZE = 64  # of the picture; its lowest eighth is the bar with the gauges
+GROUND = 56  # rows above the bar
+PIXELS_PER_UNIT = 1.5  # of the texture; the picture has 1.04 across and 1.30 along
+TEXTURE_SIZE = 1024
+TEXTURE_HALF_SIZE = TEXTURE_SIZE / PIXELS_PER_UNIT / 2  # units: just beyond the field, all is black out there
+SUPERSAMPLING = 2  # polygons are drawn so much larger, then averaged
+ANTIALIAS_MARGIN = 0.5 / (PIXELS_PER_UNIT * SUPERSAMPLING)  # units by which OpenCV's smooth edges widen each side
+ROUNDING_OFFSET = 2  # pygame's smoothscale rounds down, twice: gym's flat areas are this much too dark
+MIPMAP_LEVELS = 6  # the texture and its halvings, for the zoom of the first second
+ZOOM_FRAMES = gym_racing.FPS  # the camera flies in for one second
+TRACKS_KEPT = 8  # in memory, 5 MB each
+FIELD_COLOUR, GRASS_COLOUR = (
+    [channel - ROUNDING_OFFSET for channel in rgb] for rgb in ((102, 204, 102), (102, 230, 102))
+)
+
+
+class Track:
+    """gym's track for a random generator: its points and polygons, its tiles as Box2D shapes, and its texture.
+
+    Raises what gym raises. The generator is left as gym leaves it, and remembered so (`random_state`).
+    """
+
+    def __init__(self, random: np.random.Generator) -> None:
+        self.points, self.polygons, tiles = _generate(random)
+        self.random_state = random.bit_generator.state
+        self.tiles = [Box2D.b2PolygonShape(vertices=corners) for corners in tiles]
+        tile_polygons = [i for i, (_, colour) in enumerate(self.polygons) if isinstance(colour, np.ndarray)]
+        self.polygon_of_tile = dict(enumerate(tile_polygons))  # kerbs, with colours in tuples, are in between
+        self._mipmaps: list[np.ndarray] = []
+        self._tints: dict[int, tuple[tuple[slice, slice], np.ndarray]] = {}
+
+    @property
+    def mipmaps(self) -> list[np.ndarray]:
+        """The texture without a touched tile and its halvings, uint8 (1024, 1024, 3), (512, 512, 3) and so on."""
+        if not self._mipmaps:
+            self._mipmaps = [self._draw()]
+            for _ in range(MIPMAP_LEVELS - 1):
+                self._mipmaps.append(_halved(self._mipmaps[-1]))
+        return self._mipmaps
+
+    def touch(self, texture: np.ndarray, tile: int) -> None:
+        """Take the tint of an untouched tile (2 or 5 of 255) off a car's copy of the texture."""
+        if tile not in self._tints:
+            self._tints[tile] = self._tint(tile)
+        place, tint = self._tints[tile]
+        texture[place] = cv2.subtract(texture[place], tint)  # not below 0: the tint may reach into a red kerb
+
+    def _tint(self, tile: int) -> tuple[tuple[slice, slice], np.ndarray]:
+        corners = np.array(self.polygons[self.polygon_of_tile[tile]][0])
+        place, origin, shape = _box(corners)
+        tint = np.zeros(shape, np.uint8)
+        strength = int(0.01 * (tile % 3) * 255)
+        cv2.fillConvexPoly(tint, _to_pixels(corners, origin), [strength] * 3, cv2.LINE_AA, shift=4)
+        return place, _halved(tint)
+
+    def _draw(self) -> np.ndarray:
+        """The field with the road; only where the road is, anything has to be drawn."""
+        texture = _field()[1].copy()
+        place, origin, shape = _box(np.concatenate([corners for corners, _ in self.polygons]))
+        rows, columns = (slice(start, start + length) for start, length in zip(origin[::-1], shape))
+        large = _field()[0][rows, columns].copy()
+        for corners, colour in self.polygons:
+            colour = [max(int(channel) - ROUNDING_OFFSET, 0) for channel in colour]
+            cv2.fillConvexPoly(large, _to_pixels(_narrowed(corners), origin), colour, cv2.LINE_AA, shift=4)
+        texture[place] = _halved(large)
+        return texture
+
+
+class TrackCache:
+    """The last few tracks by seed: the candidates of a generation share theirs."""
+
+    def __init__(self) -> None:
+        self.tracks: OrderedDict[int, Track] = OrderedDict()
+
+    def get(self, seed: int | None, random: np.random.Generator) -> Track:
+        """The track that gym makes with this generator, fresh from `seed`; None is for one that is not fresh."""
+        if seed is None:
+            return Track(random)
+        if seed in self.tracks:
+            self.tracks.move_to_end(seed)
+            random.bit_generator.state = self.tracks[seed].random_state
+        else:
+            self.tracks[seed] = Track(random)
+            if len(self.tracks) > TRACKS_KEPT:
+                self.tracks.popitem(last=False)
+        return self.tracks[seed]
+
+
+def _generate(random: np.random.Generator) -> tuple[list, list, list]:
+    """gym's own code, with a stand-in for the game that notes the tiles instead of making bodies of them."""
+    tiles = []
+    tile_shape = SimpleNamespace(vertices=[])
+
+    def note_tile(fixtures: object) -> SimpleNamespace:
+        tiles.append(tile_shape.vertices)
+        return SimpleNamespace(fixtures=[SimpleNamespace()])
+
+    game = SimpleNamespace(
+        np_random=random,
+        verbose=False,
+        road_color=np.array([102, 102, 102]),
+        fd_tile=SimpleNamespace(shape=tile_shape),
+        world=SimpleNamespace(CreateStaticBody=note_tile),
+        road_poly=[],
+    )
+    while not gym_racing.CarRacing._create_track(game):
+        pass
+    return game.track, game.road_poly, tiles
+
+
+def _to_pixels(corners: np.ndarray, origin: tuple[int, int] = (0, 0)) -> np.ndarray:
+    """A polygon in world units as one in the large texture, for OpenCV: whole sixteenths of a pixel."""
+    pixels = (np.asarray(corners) + TEXTURE_HALF_SIZE) * PIXELS_PER_UNIT * SUPERSAMPLING
+    return np.round((pixels - 0.5 - np.asarray(origin)) * 16).astype(np.int32)
+
+
+def _box(corners: np.ndarray) -> tuple[tuple[slice, slice], tuple[int, int], tuple[int, int, int]]:
+    """The part of the texture around some points: its slices; its corner (x, y) and shape in the large texture."""
+    pixels = (corners + TEXTURE_HALF_SIZE) * PIXELS_PER_UNIT
+    low, high = pixels.min(0).astype(int) - 1, pixels.max(0).astype(int) + 2
+    width, height = (high - low) * SUPERSAMPLING
+    place = slice(low[1], high[1]), slice(low[0], high[0])
+    return place, tuple(low * SUPERSAMPLING), (height, width, 3)
+
+
+def _halved(texture: np.ndarray) -> np.ndarray:
+    return cv2.resize(texture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+
+
+def _narrowed(corners: list) -> np.ndarray:
+    """A piece of road or kerb (left, right, right ahead, left ahead) without what its smooth edges add on each side.
+
+    Not shorter: the next piece adjoins.
+    """
+    left, right = np.array((corners[0], corners[3])), np.array((corners[1], corners[2]))
+    width = np.linalg.norm(right - left, axis=1, keepdims=True)
+    # gym has a kerb of no width where a bend is none.
+    inwards = (right - left) * (ANTIALIAS_MARGIN / np.maximum(width, 2 * ANTIALIAS_MARGIN))
+    left, right = left + inwards, right - inwards
+    return np.array((left[0], right[0], right[1], left[1]))
+
+
+@lru_cache(maxsize=1)
+def _field() -> tuple[np.ndarray, np.ndarray]:
+    """The field without a road (black, ground, and gym's pattern of grass): the large texture, and halved."""
+    side = TEXTURE_SIZE * SUPERSAMPLING
+    large = np.zeros((side, side, 3), np.uint8)
+    square = np.array([(0, 0), (1, 0), (1, 1), (0, 1)])
+    ground = _to_pixels((2 * square - 1) * gym_racing.PLAYFIELD)
+    cv2.fillConvexPoly(large, ground, FIELD_COLOUR, cv2.LINE_AA, shift=4)
+    for x in range(-20, 20, 2):
+        for y in range(-20, 20, 2):
+            corners = (square + np.array([x, y])) * gym_racing.GRASS_DIM + ANTIALIAS_MARGIN * (1 - 2 * square)
+            cv2.fillConvexPoly(large, _to_pixels(corners), GRASS_COLOUR, cv2.LINE_AA, shift=4)
+    return large, _halved(large)
+
+
+def zoom(frame: int) -> float:
+    """Pixels of gym's window per world unit, `frame` frames (50 at most) into the zoom (CarRacing._render)."""
+    t = frame / gym_racing.FPS
+    return 0.1 * gym_racing.SCALE * max(1 - t, 0) + gym_racing.ZOOM * gym_racing.SCALE * min(t, 1)
+
+
+@lru_cache(maxsize=ZOOM_FRAMES + 1)
+def _scales(frame: int) -> tuple[int, float, float, float]:
+    """Mipmap level, its pixels per world unit, and how many of them a pixel of the picture is across and along."""
+    level = min(MIPMAP_LEVELS - 1, round(math.log2(zoom(ZOOM_FRAMES) / zoom(frame))))
+    pixels = PIXELS_PER_UNIT / 2**level
+    return level, pixels, *(pixels * side / SIZE / zoom(frame) for side in (gym_racing.WINDOW_W, gym_racing.WINDOW_H))
+
+
+def draw_ground(picture: np.ndarray, mipmaps: list[np.ndarray], frame: int, x: float, y: float, angle: float) -> None:
+    """Draw the world around a car at (x, y) that faces `angle` into a picture, uint8 (64, 64, 3), all but the bar.
+
+    `frame` is how far the zoom has come, up to `ZOOM_FRAMES`. The car is in the middle, a quarter from the bottom.
+    """
+    level, pixels, across, along = _scales(frame)
+    cos, sin = math.cos(angle), math.sin(angle)
+    a, b, c, d = cos * across, sin * along, sin * across, -cos * along
+    left, top = 0.5 - SIZE / 2, 0.5 - SIZE * 3 / 4
+    column = (x + TEXTURE_HALF_SIZE) * pixels - 0.5 + a * left + b * top
+    row = (y + TEXTURE_HALF_SIZE) * pixels - 0.5 + c * left + d * top
+    matrix = np.array(((a, b, column), (c, d, row)))  # from a pixel of the picture to one of the texture
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    cv2.warpAffine(mipmaps[level], matrix, (SIZE, GROUND), dst=picture[:GROUND], flags=flags)
