@@ -73,8 +73,8 @@ class RealWorld:
 
     `num_envs` cars drive at once. It is also the batch size, and the batch is always full, so a car's z, h and return
     are bit-identical regardless of the other cars in the batch. An episode ends after `max_steps` at the latest. With
-    `max_idle_steps`, a car that finds no new tile for so many steps is stopped and charged what standing still until the
-    end would cost; 0 never stops one.
+    `max_idle_steps`, a car that finds no new tile for so many steps is stopped and charged what standing still until
+    the end would cost; 0 never stops one.
     """
 
     def __init__(

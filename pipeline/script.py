@@ -24,11 +24,45 @@ NonNegativeFloat = Annotated[float, "at least 0"]
 NonPositiveFloat = Annotated[float, "at most 0"]
 Share = Annotated[float, "0 to 1"]
 
-# Names that constants had once: the script's own among the new ones is suggested.
+# Names that constants had once, each with its new ones: the one that a script has is suggested.
 RENAMED = {
     "ACCELERATE": ("WARMUP_STEPS",),
+    "AHEAD": ("LOOKAHEAD",),
+    "ALONE": ("OPEN_LOOP_STEPS",),
+    "AT_THE_START": ("EPISODE_START_SHARE",),
+    "BATCH": ("BATCH_SIZE",),
+    "CARS": ("NUM_ENVS",),
+    "DREAMS": ("DREAM_ENVS",),
+    "DREAM_AHEAD": ("ROAD_LOOKAHEAD",),
+    "DREAM_FRAMES": ("WARMUP_FRAMES", "MAX_DREAM_STEPS"),
+    "EVAL_TRACKS": ("EVAL_EPISODES",),
+    "EVERY": ("FRAME_SKIP", "TRAIN_FREQUENCY"),
+    "FIRST": ("FIRST_ROLLOUT", "LEARNING_STARTS"),
+    "FRAMES": ("MAX_STEPS", "MAX_DREAM_STEPS"),
+    "GO_ON": ("FINE_TUNE",),
+    "HELD_OUT_FRAMES": ("VALIDATION_FRAMES",),
+    "HELD_OUT_ROLLOUTS": ("VALIDATION_ROLLOUTS",),
+    "HOLD": ("MAX_ACTION_REPEAT",),
+    "LEAVING": ("LEAVE_SHARE",),
+    "LOST": ("MAX_GRASS_STEPS",),
+    "MEMORY": ("BUFFER_SIZE",),
+    "MOST_LOST": ("MIN_REWARD",),
+    "NOISE": ("ACTION_NOISE",),
+    "ON_THE_MOVE": ("MOVING_START_SHARE",),
+    "PATIENCE": ("MAX_IDLE_STEPS",),
+    "RATE": ("LEARNING_RATE",),
+    "REPLAYED": ("HARD_TRACKS",),
+    "SEQUENCE": ("SEQUENCE_LENGTH",),
+    "SHUFFLE": ("SHUFFLE_BUFFER",),
+    "SPEEDS": ("START_SPEEDS",),
+    "START": ("INIT_FROM",),
+    "STEPS": ("MAX_STEPS",),
+    "TRACKS": ("EPISODES",),
+    "UPDATES": ("GRADIENT_STEPS",),
+    "WANDERING": ("WANDER_SHARE",),
+    "WHITENED": ("WHITEN",),
+    "YARDSTICKS": ("BASELINE_EPISODES",),
 }
-
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -143,7 +143,7 @@ def test_series_holds_every_frame_once(trained, drives):
     from models.vae import VAE
 
     vae = VAE()
-    weights.load(folder / "models" / "vae.weights.h5", vae, "02")
+    weights.load(folder / "models" / "vae.weights.h5", vae)
     assert str(series["vae"]) == weights.fingerprint(vae.get_weights())
     mu, logvar = vae.encode(np.resize(third["obs"], (64, 64, 64, 3)))
     np.testing.assert_allclose(series["mu"][first : first + 31], mu[:31], atol=0.01)

@@ -157,7 +157,8 @@ def build(wanted: str) -> int:
         log = LOG.read_text(errors="replace")
         if NO_NETWORK.search(log):
             say(
-                "packages can't be downloaded: is there a network? (log: .venv/setup.log) make tries again from the start."
+                "packages can't be downloaded: is there a network? (log: .venv/setup.log) "
+                "make tries again from the start."
             )
             return 1
         print(*[line for line in log.splitlines() if not line.startswith("WARNING")][-15:], sep="\n", file=sys.stderr)
