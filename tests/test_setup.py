@@ -1,10 +1,12 @@
 """The set-up: which Python it takes, what it says is missing, what it installs; line ends; `make clean`."""
 
 import os
+import select
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from tools import setup
@@ -38,7 +40,8 @@ class Machine:
 
     def python(self, name: str, version: str, code: int = 0) -> None:
         """Put a Python into PATH that answers setup.sh's probe so, and says its name when it is given setup.py."""
-        self.program(name, f'test "$1" = -c || {{ echo {name} "$@"; exit 0; }}\necho {version}\nexit {code}')
+        said = f'echo {name} "$@" $PYTHONHOME $PYTHONPATH; exit 0'
+        self.program(name, f'test "$1" = -c || {{ {said}; }}\necho {version}\nexit {code}')
 
     def setup(self, **variables: str) -> tuple[int, list[str]]:
         """Run setup.sh; its exit code and the lines it printed."""
@@ -86,10 +89,22 @@ def test_which_python_builds(machine, pythons, variables, chosen):
 def test_no_python(machine, pythons, variables, words):
     for python in pythons:
         machine.python(*python)
+    if variables:
+        machine.program("uv", "echo is not asked")
     code, (line,) = machine.setup(**variables)
     assert code == 1
     for word in ("set-up: ", words, *ALL_SYSTEMS, "install uv"):
         assert word in line
+
+
+@pytest.mark.parametrize(("version", "parts", "code"), [("3.10", 1, 3), ("3.11", 1, 0), ("3.13", 0, 4), ("3.14", 1, 3)])
+def test_the_probe_of_a_python(folder, monkeypatch, capsys, version, parts, code):
+    probe = (ROOT / "tools" / "setup.sh").read_text().split("probe='")[1].split("'\n")[0]
+    monkeypatch.setattr(sys, "version_info", tuple(map(int, version.split("."))))
+    monkeypatch.setattr(setup.sysconfig, "get_path", lambda name: os.getcwd() if parts else "/nowhere")
+    with pytest.raises(SystemExit) as end:
+        exec(probe, {})
+    assert (end.value.code, capsys.readouterr().out) == (code, f"{version}\n")
 
 
 def test_uv_brings_a_python_where_none_fits(machine):
@@ -293,32 +308,46 @@ def test_a_build_that_fails_leaves_no_stamp(packages, capfd, text, lines):
         assert expected in line
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_two_at_once_take_turns_and_a_stopped_one_says_so(machine, number):
-    """The first one is stopped while its venv is made; the second one waits until then and finds it half-built."""
-    command = [sys.executable, "-c", STOPPABLE]
-    with subprocess.Popen(command, cwd=machine.clone, stderr=subprocess.PIPE, text=True) as first:
-        assert "building" in first.stderr.readline()
-        with subprocess.Popen(command, cwd=machine.clone, stderr=subprocess.PIPE, text=True) as second:
-            assert "another one is building" in second.stderr.readline()
-            first.send_signal(number)
-            assert "stopped; make starts it again" in first.stderr.readline()
-            assert first.wait() == 130
-            assert "building" in second.stderr.readline()
-            second.send_signal(number)
-            assert second.wait() == 130
-    assert not (machine.clone / ".venv" / "whole").exists()
-
-
 STOPPABLE = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from tools import setup
 setup.lacks = list
-setup.install = lambda: setup.run("sleep", "60")
+setup.install = lambda: setup.run("sh", "-c", "echo $$ >pid; exec sleep 100")
 setup.sys._base_executable = "true"
 sys.exit(setup.main())
 """
+
+
+def line_of(process: subprocess.Popen) -> str:
+    """The next line that comes within half a minute."""
+    assert select.select([process.stderr], [], [], 30)[0]
+    return process.stderr.readline()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_two_at_once_take_turns_however_the_first_one_ends(machine, number):
+    """The second one begins when the first one and what it started have ended, and finds .venv half-built."""
+    start = {"args": [sys.executable, "-c", STOPPABLE], "cwd": machine.clone, "stderr": subprocess.PIPE, "text": True}
+    pid = machine.clone / "pid"
+    with subprocess.Popen(**start) as first:
+        assert "building" in line_of(first)
+        with subprocess.Popen(**start) as second:
+            assert "another one is building" in line_of(second)
+            while not (pid.exists() and pid.read_text()):
+                time.sleep(0.01)
+            first.send_signal(number)
+            if number == signal.SIGKILL:  # its installer goes on
+                first.wait()
+                assert not select.select([second.stderr], [], [], 0.2)[0]
+                os.kill(int(pid.read_text()), signal.SIGKILL)
+            else:
+                assert "stopped; make starts it again" in line_of(first)
+                assert first.wait() == 130
+            assert "building" in line_of(second)
+            second.terminate()
+            assert second.wait() == 130
+    assert not (machine.clone / ".venv" / "whole").exists()
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="needs git")
