@@ -117,6 +117,7 @@ def environment() -> dict[str, str]:
         "TMPDIR": f"{VENV}/tmp",  # /tmp may be small, or forbid running what is built in it
         "PIP_USER": "0",
         "PIP_NO_INPUT": "1",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         "PIP_PROGRESS_BAR": "off",
     }
 
@@ -155,11 +156,11 @@ def build(wanted: str) -> int:
     (VENV / "tmp").mkdir(parents=True)
     # Not the python of an activated environment: that may be the .venv which was just removed.
     if not (run(getattr(sys, "_base_executable", sys.executable), "-m", "venv", VENV) and install()):
-        log = LOG.read_text(errors="replace")
-        if NO_NETWORK.search(log):
+        lines = LOG.read_text(errors="replace").splitlines()
+        if NO_NETWORK.search("\n".join(lines[-20:])):
             say("packages can't be downloaded. Is there a network? make tries again (log: .venv/setup.log)")
             return 1
-        print(*[line for line in log.splitlines() if not line.startswith("WARNING")][-15:], sep="\n", file=sys.stderr)
+        print(*[line for line in lines if not line.startswith("WARNING")][-15:], sep="\n", file=sys.stderr)
         say("failed, see above (whole log: .venv/setup.log). make tries again from the start")
         return 1
     subprocess.run(["rm", "-rf", VENV / "tmp"], check=True)
