@@ -313,7 +313,7 @@ import sys
 sys.path.insert(0, {str(ROOT)!r})
 from tools import setup
 setup.lacks = list
-setup.install = lambda: setup.run("sh", "-c", "echo $$ >pid; exec sleep 100")
+setup.install = lambda: setup.run("sh", "-c", "sleep 0.3; echo $$ >pid; exec sleep 100")
 setup.sys._base_executable = "true"
 sys.exit(setup.main())
 """
