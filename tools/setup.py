@@ -22,6 +22,7 @@ ROOM = 4_200  # MB: 2,500 that .venv takes, 750 of downloads while they are unpa
 VENV = Path(".venv").absolute()
 LOG = VENV / "setup.log"
 STAMP = VENV / "whole"  # what .venv was made from, which setup.sh compares; written last
+BITS = 64 if sys.maxsize > 2**32 else 32  # on a Raspberry Pi often 32, with a kernel of 64
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 # Variables of pip and uv that say where packages come from stay. The others were set for other projects.
 SOURCES = re.compile("INDEX|FIND_LINKS|CERT|TLS|PROXY|HOST|CACHE|TIMEOUT|RETRIES|KEYRING|CONFIG_FILE|OFFLINE")
@@ -43,8 +44,8 @@ def lacks() -> Iterator[str]:
     system, machine = platform.system(), f"{platform.system()}-{platform.machine()}"
     if machine == "Darwin-x86_64":
         yield "TensorFlow 2.21 has no package for Intel Macs, nor for an Intel Python on Apple silicon. There: brew install python@3.13 with Apple silicon's own brew; else use Linux (a virtual machine will do)."  # noqa: E501
-    elif machine not in ("Linux-x86_64", "Linux-aarch64", "Darwin-arm64") or sys.maxsize < 2**32:
-        yield f"TensorFlow 2.21 has no package for a {platform.architecture()[0]} Python on {machine}: it takes 64 bits, and Linux on x86_64 or aarch64, or macOS on Apple silicon (Windows: in WSL)."  # noqa: E501
+    elif machine not in ("Linux-x86_64", "Linux-aarch64", "Darwin-arm64") or BITS == 32:
+        yield f"TensorFlow 2.21 has no package for a {BITS}-bit Python on {machine}: it takes 64 bits, and Linux on x86_64 or aarch64, or macOS on Apple silicon (Windows: in WSL)."  # noqa: E501
     if system == "Linux" and platform.libc_ver()[0] != "glibc":
         yield "TensorFlow 2.21 needs glibc, which this Linux (Alpine?) does without: use a Debian, Ubuntu or Fedora container."  # noqa: E501
     python, brew = f"python{VERSION}", f"brew install python@{VERSION}"
@@ -116,6 +117,7 @@ def environment() -> dict[str, str]:
         "TMPDIR": f"{VENV}/tmp",  # /tmp may be small, or forbid running what is built in it
         "PIP_USER": "0",
         "PIP_NO_INPUT": "1",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         "PIP_PROGRESS_BAR": "off",
     }
 
@@ -154,15 +156,12 @@ def build(wanted: str) -> int:
     (VENV / "tmp").mkdir(parents=True)
     # Not the python of an activated environment: that may be the .venv which was just removed.
     if not (run(getattr(sys, "_base_executable", sys.executable), "-m", "venv", VENV) and install()):
-        log = LOG.read_text(errors="replace")
-        if NO_NETWORK.search(log):
-            say(
-                "packages can't be downloaded: is there a network? (log: .venv/setup.log) "
-                "make tries again from the start."
-            )
+        lines = LOG.read_text(errors="replace").splitlines()
+        if NO_NETWORK.search("\n".join(lines[-20:])):
+            say("packages can't be downloaded. Is there a network? make tries again (log: .venv/setup.log)")
             return 1
-        print(*[line for line in log.splitlines() if not line.startswith("WARNING")][-15:], sep="\n", file=sys.stderr)
-        say("failed, see above (whole log: .venv/setup.log). make tries again from the start.")
+        print(*[line for line in lines if not line.startswith("WARNING")][-15:], sep="\n", file=sys.stderr)
+        say("failed, see above (whole log: .venv/setup.log). make tries again from the start")
         return 1
     subprocess.run(["rm", "-rf", VENV / "tmp"], check=True)
     STAMP.write_text(wanted, "utf-8")

@@ -42,7 +42,7 @@ find_python() {
     done
     if test -z "${PYTHON:-}" && command -v uv >/dev/null; then
         say "no Python 3.11 to 3.13 with all its parts is in PATH; uv brings 3.13"
-        uv python install -q 3.13 && python=$(uv python find --managed-python 3.13) && return
+        UV_PYTHON_INSTALL_BIN=0 uv python install 3.13 && python=$(uv python find --managed-python 3.13) && return
     fi
     python=$first
     test -n "$python"
