@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline import UserError, script
-from pipeline.script import NonNegativeFloat
+from pipeline.script import NonNegativeFloat, NonNegativeInt
 
 EPOCHS = 40  # paper: one pass over 10,000 rollouts; raise it to train a finished run further
 FRAMES_PER_EPOCH = 30_000  # a random share of all frames
@@ -24,7 +24,7 @@ KL_TOLERANCE: NonNegativeFloat = 0.5  # nats a latent that cost nothing (paper a
 SHUFFLE_BUFFER = 8_192  # frames that are shuffled at a time, 12 KB each: neighbours in a rollout look alike
 VALIDATION_FRAMES = 2_000  # at most, from held-out rollouts
 FINE_TUNE = False  # True: start from the weights in MODELS, on the rollouts that are there now
-SEED = 1
+SEED: NonNegativeInt = 1
 DATA = "data"
 MODELS = "models"
 
@@ -36,7 +36,7 @@ if __name__ == "__main__":
 from models import weights
 from models.vae import VAE, kl_divergence, to_uint8
 from pipeline import plots, rollouts
-from pipeline.training import ResumableTraining
+from pipeline.training import ResumableTraining, keras_seed
 
 import keras
 import numpy as np
@@ -54,7 +54,7 @@ def main() -> None:
     )
     validation = validation_batches(validation_frames)
 
-    keras.utils.set_random_seed(SEED)
+    keras.utils.set_random_seed(keras_seed(SEED))
     vae = VAE()
     vae.compile(keras.optimizers.Adam(LEARNING_RATE), KL_TOLERANCE)
     weights_path = Path(MODELS, "vae.weights.h5")
@@ -125,7 +125,8 @@ def training_batches(paths: list[Path], first: int, skipped: set[Path]) -> Itera
             lambda epoch=epoch: rollouts.frame_stream(paths, np.random.default_rng((SEED, epoch)), skipped),
             output_signature=VAE.batch_spec[0],
         )
-        stream = stream.unbatch().shuffle(SHUFFLE_BUFFER, seed=SEED + epoch).batch(BATCH_SIZE, drop_remainder=True)
+        stream = stream.unbatch().shuffle(SHUFFLE_BUFFER, seed=keras_seed(SEED + epoch))
+        stream = stream.batch(BATCH_SIZE, drop_remainder=True)
         for step, frames in enumerate(stream.take(steps_per_epoch()).prefetch(2), 1):
             yield frames, np.array((epoch, step), np.int32)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline import UserError, script
-from pipeline.script import NonPositiveFloat
+from pipeline.script import NonNegativeInt, NonPositiveFloat
 
 EPOCHS = 40  # paper: 20 passes over all rollouts; raise it to train a finished run further
 FRAMES_PER_EPOCH = 450_000  # sampled anew for each epoch
@@ -28,7 +28,7 @@ Z_NOISE = 0.25  # share of V's spread in the z that M learns on (paper: 1; in it
 MIN_REWARD: NonPositiveFloat = -1.0  # points per frame; the reward is clipped there, or −100 would drown the rest
 VALIDATION_ROLLOUTS = 100  # at most, held out
 FINE_TUNE = False  # True: start from the weights in MODELS, on the series that is there now
-SEED = 1
+SEED: NonNegativeInt = 1
 DATA = "data"
 MODELS = "models"
 
@@ -43,7 +43,7 @@ from models.rnn import MDNRNN
 from models.vae import VAE, to_uint8
 from pipeline import plots, rollouts
 from pipeline import series as series_file
-from pipeline.training import ResumableTraining
+from pipeline.training import ResumableTraining, keras_seed
 
 import keras
 import numpy as np
@@ -67,7 +67,7 @@ def main() -> None:
     if str(series["vae"]) != origin:
         raise UserError(f"{series_path} was made with another V than {vae_path}: run 03_series.py again")
 
-    keras.utils.set_random_seed(SEED)
+    keras.utils.set_random_seed(keras_seed(SEED))
     rnn, weights_path = MDNRNN(), Path(MODELS, "rnn.weights.h5")
     active = series_file.active_latents(series, train, ACTIVE_STD)
     optimizer = keras.optimizers.Adam(LEARNING_RATE, global_clipnorm=GRADIENT_CLIP)

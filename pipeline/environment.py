@@ -74,11 +74,8 @@ def _affinity() -> int:
 def _quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
     """The least number of cores that a control group of this process grants it; infinite without a limit."""
     limits = [float("inf")]
-    try:
-        groups = [line.split(":", 2) for line in own.read_text().splitlines()]
-    except OSError:  # no Linux
-        return limits[0]
-    for _, controllers, path in groups:
+    groups = own.read_text().splitlines() if own.exists() else []  # there is none but on Linux
+    for _, controllers, path in (line.split(":", 2) for line in groups):
         if controllers and "cpu" not in controllers.split(","):
             continue
         top = root / controllers if controllers else root  # version 1 has a folder for its controllers

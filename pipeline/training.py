@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline import UserError
+from pipeline import UserError, environment
 from pipeline.files import load_npz, save_npz, suppress_stderr
 from pipeline.progress import Progress
 
@@ -15,6 +15,11 @@ with suppress_stderr():
     import keras
 
 DEFINED_ELSEWHERE = ("EPOCHS", "DATA", "MODELS")  # a finished run can be prolonged, folders can be moved
+
+
+def keras_seed(seed: int) -> int:
+    """Any seed as Keras and TensorFlow take one: below 2^32."""
+    return seed % 2**32
 
 
 class EpochMeans:
@@ -96,6 +101,11 @@ class ResumableTraining(keras.callbacks.Callback):
                     variable.assign(array)
         except (KeyError, IndexError, ValueError, TypeError, AttributeError):
             raise UserError(f"{self.path} is not a checkpoint of this {model.name}: {cure}") from None
+        if (threads := int(arrays.get("threads", environment.threads()))) != environment.threads():
+            print(
+                f"{self.path} was made with {threads} threads, here are {environment.threads()}: sums are added up in "
+                "another order. The run goes on as well, but ends with other numbers"
+            )
         self.history = history
         return history[-1]["epoch"]
 
@@ -143,4 +153,4 @@ class ResumableTraining(keras.callbacks.Callback):
             for place, variable in enumerate(variables)
         }
         texts = {"settings": np.array(json.dumps(self.settings)), "history": np.array(json.dumps(self.history))}
-        save_npz(self.path, **texts, **arrays)
+        save_npz(self.path, threads=np.array(environment.threads()), **texts, **arrays)
