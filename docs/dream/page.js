@@ -78,7 +78,7 @@ function show(shown) {
     z = shown.z;
     $("driver").dataset.driver = shown.by_user ? "user" : "controller";
     ["steering", "gas", "brake"].forEach((id, k) => setBar(id, shown.action[k]));
-    $("total").value = shown.total.toFixed(1);
+    $("total").value = shown.total.toFixed(1).replace("-", "−");
     $("time").value = shown.time.toFixed(1);
   }
   if (shown.expected) {
