@@ -18,13 +18,14 @@ export KERAS_HOME := $(CURDIR)/.venv/keras
 export PYTHONUNBUFFERED := 1
 unexport PYTHONHOME PYTHONPATH
 
-.PHONY: all help setup demo train test bench chaos lint clean
+.PHONY: all help setup demo train dream test bench chaos lint clean
 
 all: setup help
 
 help:
 	@echo 'make demo    the whole tutorial, small: trains an agent in a quarter of an hour and shows it driving'
 	@echo 'make train   every step at tutorial scale: two to three hours'
+	@echo 'make dream   a page to drive in the dream, made from your own weights or the shipped ones, and served to your browser'
 	@echo 'make test    the tests'
 	@echo 'make bench   how fast each part is here'
 	@echo 'make chaos   what happens when a run is killed, the disk is full, a file is broken'
@@ -71,6 +72,10 @@ train: setup
 	$(call once,07,07_dream_train.py)
 	$(call once,05,05_train_controller.py START=dream_controller $(FINER) GENERATIONS=110)
 	$(PY) 06_visualise.py
+
+dream: setup
+	@$(PY) -m tools.export_dream
+	@$(PY) -m tools.serve_dream
 
 test: setup
 	@$(PY) -m pytest
