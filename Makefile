@@ -29,7 +29,7 @@ help:
 	@echo 'make test    the tests'
 	@echo 'make bench   how fast each part is here'
 	@echo 'make chaos   what happens when a run is killed, the disk is full, a file is broken'
-	@echo 'make lint    ruff'
+	@echo 'make lint    ruff, and mypy on models/ and pipeline/'
 	@echo 'make setup   only builds .venv; the others build it too where it is missing (PYTHON=python3.13 chooses one)'
 	@echo 'make clean   removes .venv and caches; keeps data and trained weights'
 	@echo 'make clean-trained   removes data/ and your weights in models/, and lists them; keeps models/trained/'
@@ -82,14 +82,15 @@ test: setup
 	@$(PY) -m pytest
 
 bench: setup
-	@$(PY) -m tests.bench
+	@$(PY) -m tools.bench
 
 chaos: setup
-	@$(PY) -m tests.chaos
+	@$(PY) -m tools.chaos
 
 lint: setup
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
 
 clean:
 	@rm -rf .venv .pytest_cache .ruff_cache

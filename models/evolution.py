@@ -127,7 +127,7 @@ def sample_tracks(constants: dict[str, Any], generation: int, record: dict[str, 
     tracks = np.array(EVOLUTION_TRACKS[first : first + constants["EPISODES"]])
     recent = (np.ravel(record[name][-REPLAY_WINDOW:]) for name in ("tracks", "track_returns"))
     last_return = {int(track): returned for track, returned in zip(*recent)}
-    worst = sorted(last_return, key=last_return.get)[: len(last_return) // 4]
+    worst = sorted(last_return, key=lambda track: last_return[track])[: len(last_return) // 4]
     hard = min(constants["HARD_TRACKS"], len(worst))
     if hard:
         tracks[:hard] = np.random.default_rng(first).choice(worst, hard, replace=False)

@@ -36,7 +36,8 @@ def new_record(x0: np.ndarray, basis: np.ndarray, worlds: tuple[str, ...]) -> Re
 
 def save_history(path: Path, settings: dict[str, Any], record: Record) -> None:
     """Write the history, whole or not at all."""
-    save_npz(path, settings=np.array(json.dumps(settings)), **{name: np.array(rows) for name, rows in record.items()})
+    arrays: dict[str, Any] = {name: np.array(rows) for name, rows in record.items()}
+    save_npz(path, settings=np.array(json.dumps(settings)), **arrays)
 
 
 def load_history(path: Path, settings: dict[str, Any], worlds: tuple[str, ...]) -> Record:

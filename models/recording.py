@@ -49,9 +49,9 @@ def open_loop(
     The first z of each is real. After the end of the recording the last action is repeated.
     """
     states = rnn.unroll(recording.z[None, :-1], recording.action[None, :-1])
-    state = tuple(np.concatenate([states[start][part] for start in starts]) for part in (0, 1))
+    h, c = (np.concatenate([states[start][part] for start in starts]) for part in (0, 1))
     rows = np.minimum(starts[:, None] + np.arange(steps), len(recording.action) - 1)
-    return rnn.open_loop(recording.z[starts], recording.action[rows], state, temperature, random)
+    return rnn.open_loop(recording.z[starts], recording.action[rows], (h, c), temperature, random)
 
 
 def expect(rnn: MDNRNN, recording: Recording) -> Expectation:

@@ -102,8 +102,8 @@ class MDNRNN(keras.Model):
 
     def _heads(self, h: tf.Tensor, mixture: tf.Tensor) -> Prediction:
         shape = tf.concat([tf.shape(h)[:-1], (LATENT_DIM, MIXTURES)], 0)
-        parts = [tf.reshape(part, shape) for part in tf.split(mixture, 3, -1)]
-        return Prediction(*parts, self.reward(h)[..., 0], self.done(h)[..., 0])
+        logits, mu, log_sigma = (tf.reshape(part, shape) for part in tf.split(mixture, 3, -1))
+        return Prediction(logits, mu, log_sigma, self.reward(h)[..., 0], self.done(h)[..., 0])
 
     def unroll(self, z: tf.Tensor, action: tf.Tensor) -> list[State]:
         """M along sequences z (n, T, 32) and action (n, T, 3): its state before each frame and after the last, T+1."""

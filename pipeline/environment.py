@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 VARIABLES = {
     "KERAS_BACKEND": "tensorflow",
@@ -105,7 +105,7 @@ class _Output(io.FileIO):
             with contextlib.suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
                 if self.fileno() == 1:
-                    told = f"standard output is gone ({error.strerror}); the run goes on without it\n"
+                    told = f"standard output is gone ({error.strerror}); the run continues without it\n"
                     os.write(_stderr, told.encode())
             return len(data)
 
@@ -123,7 +123,7 @@ def _prepare_output() -> None:
         stream = getattr(sys, name)
         if stream is not getattr(sys, f"__{name}__"):  # a notebook's, pytest's
             continue
-        options = {"encoding": "utf-8"}  # was closed
+        options: dict[str, Any] = {"encoding": "utf-8"}  # was closed
         if stream:
             by_line = stream.line_buffering or stream.write_through
             options = {"encoding": stream.encoding, "line_buffering": by_line}
@@ -170,6 +170,6 @@ def stop() -> NoReturn:
     with contextlib.suppress(Exception):
         sys.stdout.flush()
     with contextlib.suppress(OSError):
-        told = f"\n{Path(sys.argv[0]).name}: stopped. The same command goes on from what is saved.\n"
+        told = f"\n{Path(sys.argv[0]).name}: stopped. The same command continues from what is saved.\n"
         os.write(_stderr, told.encode(errors="replace"))
     os._exit(130)

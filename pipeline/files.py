@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from pipeline import UserError
 
@@ -39,7 +40,7 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
         raise
 
 
-def save_npz(path: Path | str, level: int = 0, **arrays: np.ndarray) -> None:
+def save_npz(path: Path | str, level: int = 0, **arrays: Any) -> None:
     """Write arrays as one `.npz`, whole or not at all; `level` is deflate's, 0 to 9 (NumPy knows only 0 and 6)."""
     kind = zipfile.ZIP_DEFLATED if level else zipfile.ZIP_STORED
     with (

@@ -14,7 +14,7 @@ import sys
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,9 @@ def held_out(names: Iterable[str]) -> set[str]:
     It depends on a rollout's name alone, so that V and M leave out the same ones, and further rollouts change nothing.
     """
     hashes = {name: zlib.crc32(name.encode()) for name in names}
-    return {name for name in hashes if hashes[name] % HELD_OUT_SHARE == 0} or {min(hashes, key=hashes.get)}
+    return {name for name in hashes if hashes[name] % HELD_OUT_SHARE == 0} or {
+        min(hashes, key=lambda name: hashes[name])
+    }
 
 
 def summary(paths: Iterable[Path]) -> str:
@@ -79,7 +81,7 @@ def write(folder: Path, seed: int, constants: dict[str, Any], **arrays: np.ndarr
 def made_otherwise(folder: Path, seeds: Iterable[int], constants: dict[str, Any]) -> dict[str, list[Path]]:
     """Those of the rollouts on the tracks `seeds` that say they were made with other constants, by the difference."""
     constants = json.loads(json.dumps(constants))  # as they come back: tuples are lists
-    found = {}
+    found: dict[str, list[Path]] = {}
     for seed in sorted(seeds):
         path = folder / f"rollout-{seed}.npz"
         try:
@@ -89,7 +91,7 @@ def made_otherwise(folder: Path, seeds: Iterable[int], constants: dict[str, Any]
         except Exception:  # it is of an earlier version; or no rollout, and who reads it says so
             continue
         if differ:
-            told = ", ".join(f"{name} was {old[name]}, is {constants[name]}" for name in differ)
+            told = ", ".join(f"{name}: {old[name]} → {constants[name]}" for name in differ)
             found.setdefault(told, []).append(path)
     return found
 
@@ -100,7 +102,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     try:
         check(arrays)
     except UserError as error:
-        raise UserError(f"{path} is no rollout: {error}. Delete it and run {PRODUCER}") from None
+        raise UserError(f"{path} is not a valid rollout file: {error}. Delete it and run {PRODUCER}") from None
     return arrays
 
 
@@ -110,16 +112,17 @@ def read_all(paths: Iterable[Path], skipped: set[Path]) -> Iterator[tuple[Path, 
     A damaged one is left out: it is named on stderr when it is met first, and put into `skipped`.
     """
     with ThreadPoolExecutor(1) as thread:
-        ahead = deque()
+        ahead: deque[tuple[Path, Future]] = deque()
         for path in paths:
             ahead.append((path, thread.submit(read, path)))
             if len(ahead) > 3:
-                yield from _readable(*ahead.popleft(), skipped)
+                yield from _readable(ahead.popleft(), skipped)
         while ahead:
-            yield from _readable(*ahead.popleft(), skipped)
+            yield from _readable(ahead.popleft(), skipped)
 
 
-def _readable(path, reading, skipped):
+def _readable(item: tuple[Path, Future], skipped: set[Path]) -> Iterator[tuple[Path, dict[str, np.ndarray]]]:
+    path, reading = item
     try:
         yield path, reading.result()
     except UserError as error:

@@ -104,7 +104,7 @@ class ResumableTraining(keras.callbacks.Callback):
         if (threads := int(arrays.get("threads", environment.threads()))) != environment.threads():
             print(
                 f"{self.path} was made with {threads} threads, here are {environment.threads()}: sums are added up in "
-                "another order. The run goes on as well, but ends with other numbers"
+                "another order. The run continues, but ends with other numbers"
             )
         self.history = history
         return history[-1]["epoch"]
@@ -147,7 +147,7 @@ class ResumableTraining(keras.callbacks.Callback):
     def save(self) -> None:
         """Write the checkpoint."""
         kinds = (("model", self.model.weights), ("optimizer", self.model.optimizer.variables))
-        arrays = {
+        arrays: dict[str, Any] = {
             f"{kind}_{place:02}": np.asarray(variable)
             for kind, variables in kinds
             for place, variable in enumerate(variables)

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from pipeline import UserError
 from pipeline.files import atomic_write, suppress_stderr
@@ -95,7 +96,7 @@ def _palette(pictures: np.ndarray) -> Image.Image:
     common, others = (np.stack([colours[part] >> shift & 255 for shift in (16, 8, 0)], -1) for part in (common, others))
     mixed = Image.fromarray(others[None].astype(np.uint8)).quantize(COLOURS - len(common), Image.Quantize.MEDIANCUT)
     palette = Image.new("P", (1, 1))
-    palette.putpalette([*common.ravel().tolist(), *mixed.getpalette()[: 3 * (COLOURS - len(common))]])
+    palette.putpalette([*common.ravel().tolist(), *(mixed.getpalette() or [])[: 3 * (COLOURS - len(common))]])
     return palette
 
 
@@ -110,7 +111,8 @@ class Window:
     def __init__(self, title: str, rate: float) -> None:
         import pygame
 
-        self.pygame, self.rate, self.surface, self.closed = pygame, rate, None, False
+        self.pygame, self.rate, self.closed = pygame, rate, False
+        self.surface: Any = None
         wanted = os.environ.get("SDL_VIDEODRIVER")
         try:
             with suppress_stderr():

@@ -78,7 +78,7 @@ class WorkerPool:
         if attempt >= RETRIES:
             raise UserError(
                 f"a worker process died {attempt + 1} times in a row (out of memory? try fewer WORKERS); "
-                "what was finished is saved, and the same command goes on"
+                "what was finished is saved; the same command continues"
             )
         print("A worker process died; its work starts again in a new one.", flush=True)
         self._start()
@@ -116,7 +116,9 @@ def _prepare(counter: Any, pickled: bytes) -> None:
 
 def _end_with_parent() -> None:
     # A worker that waits for its next task would never notice that its parent was killed.
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this is a worker
+    parent.join()
     os._exit(1)
 
 

@@ -198,7 +198,7 @@ def test_ctrl_c_in_an_import_that_swallows_it(tmp_path, script, module, number):
     command = [sys.executable, str(ROOT / script), f"DATA={tmp_path / 'data'}", f"MODELS={tmp_path / 'models'}"]
     result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(tmp_path)})
     assert result.returncode == 130
-    assert result.stderr.strip() == f"{script}: stopped. The same command goes on from what is saved."
+    assert result.stderr.strip() == f"{script}: stopped. The same command continues from what is saved."
 
 
 def test_ctrl_c_at_any_moment(tmp_path):
@@ -210,7 +210,7 @@ def test_ctrl_c_at_any_moment(tmp_path):
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=20)
         assert process.returncode == 130, (moment, told)
-        assert told.strip() == "06_visualise.py: stopped. The same command goes on from what is saved.", moment
+        assert told.strip() == "06_visualise.py: stopped. The same command continues from what is saved.", moment
 
 
 TWICE = """
@@ -232,7 +232,7 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path):
     begun = time.monotonic()
     result = run(TWICE, tmp_path)
     assert result.returncode == 130
-    assert result.stderr.decode().strip() == "98_script.py: stopped. The same command goes on from what is saved."
+    assert result.stderr.decode().strip() == "98_script.py: stopped. The same command continues from what is saved."
     assert time.monotonic() - begun < 15
 
 

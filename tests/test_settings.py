@@ -315,7 +315,7 @@ def test_ctrl_c_is_one_line(waiting, number):
     process.send_signal(number)
     _, told = process.communicate(timeout=10)
     assert process.returncode == 130
-    assert told.strip() == "98_waits.py: stopped. The same command goes on from what is saved."
+    assert told.strip() == "98_waits.py: stopped. The same command continues from what is saved."
     assert time.monotonic() - start < 5
 
 

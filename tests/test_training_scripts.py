@@ -406,7 +406,7 @@ def test_ctrl_c_says_how_to_go_on(copy):
         output.seek(0)
         printed = output.read()
     assert "Traceback" not in printed
-    assert "goes on from what is saved" in printed
+    assert "continues from what is saved" in printed
     done = len(history(copy, "vae"))
     code, printed = run("02_train_vae.py", copy, f"EPOCHS={done + 1}")
     assert code == 0
