@@ -295,7 +295,7 @@ def test_the_first_frames_of_a_dream(new_page, address, trained, monkeypatch):
 
     Then both sides compute the same, but for single-precision rounding: 1e-6 a step, fed back with each z. 1e-5 was
     seen after 50 frames; 1e-3 leaves room for other processors, and is far below what a mistake makes (z has a
-    spread of about 1). With the unrounded numbers a `uniform` now and then chooses another Gaussian, and the two dreams part.
+    spread of about 1). With the unrounded numbers a `uniform` sometimes chooses another Gaussian, and the dreams part.
     """
     _, m, c, starts = trained
     half = rnn.MDNRNN()
