@@ -293,10 +293,9 @@ def test_the_page_computes_what_python_computes(new_page, address, trained):
 def test_the_first_frames_of_a_dream(new_page, address, trained, monkeypatch):
     """Fifty frames with the same noise, on the same half-precision numbers.
 
-    Then both sides compute the same, but for the order in which single-precision sums are added up: 1e-6 a step. A
-    dream draws z, feeds it back and so makes differences larger; 1e-3 leaves room for that, and is far below what any
-    mistake makes (z has a spread of about 1). With the unrounded numbers a `uniform` now and then chooses
-    another Gaussian, and the two dreams part.
+    Then both sides compute the same, but for single-precision rounding: 1e-6 a step, fed back with each z. 1e-5 was
+    seen after 50 frames; 1e-3 leaves room for other processors, and is far below what a mistake makes (z has a
+    spread of about 1). With the unrounded numbers a `uniform` sometimes chooses another Gaussian, and the dreams part.
     """
     _, m, c, starts = trained
     half = rnn.MDNRNN()
@@ -308,13 +307,14 @@ def test_the_first_frames_of_a_dream(new_page, address, trained, monkeypatch):
     seen = [[] for _ in tracks]
     rounded = np.tile(c.astype(np.float16).astype(np.float32), (len(tracks), 1))
     returns, lengths = world.drive(rounded, tracks, lambda now: seen[now.pair].append(now))
-    assert (lengths == 50).all()
+    assert lengths.max() == 50
 
     page = new_page(address).open()
     for track in tracks:
         start, noise = world._luck(int(track))
         parts = [(row[:32].tolist(), row[32:64].tolist(), float(row[64])) for row in noise.astype(float)]
         rows = page.numbers(f"""{json.dumps(parts)}.reduce((rows, noise) => {{
+            if (self.trial.ended) return rows;
             const {{ z, state, action, prediction }} = self.trial;
             rows.push([...z, ...state[0], ...action, prediction.reward]);
             self.trial.step(null, 0.9, noise);
@@ -322,7 +322,7 @@ def test_the_first_frames_of_a_dream(new_page, address, trained, monkeypatch):
         }}, (self.trial = new Dream(weights, rnn, {start}), []))""")
         theirs = np.array([[*now.z, *now.h, *now.action, now.reward] for now in seen[track]])
         np.testing.assert_allclose(rows, theirs, atol=1e-3, rtol=0)
-        assert page.run("[trial.frames, trial.ended]", worker=True) == [50, False]
+        assert page.run("[trial.frames, trial.ended]", worker=True) == [lengths[track], bool(lengths[track] < 50)]
         assert page.run("trial.total", worker=True) == pytest.approx(returns[track], abs=1e-2)
 
 
