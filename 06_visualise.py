@@ -45,7 +45,6 @@ DATA = "data"
 
 RATE = 50  # steps of the game a second
 WARMUP_STEPS = 50  # that M is shown before it first dreams: the camera zooms in
-SHIPPED = Path(__file__).parent / "models" / "trained"
 
 
 def main() -> None:
@@ -63,7 +62,8 @@ def main() -> None:
 
     from models import loading
 
-    folder = choose_weights()
+    needed = [f"{name}.weights.h5" for name in ("vae", "rnn", CONTROLLER)]
+    folder = loading.choose_weights(Path(MODELS), *needed)
     vae, rnn, parameters = loading.load(folder, CONTROLLER)
     starts = loading.load_starts(folder, vae)
 
@@ -85,18 +85,6 @@ def validate() -> None:
         raise UserError(f"MAX_STEPS={MAX_STEPS} must be {least + 1} to 1000")
     if min(RATE, MAX_DREAM_STEPS) < FRAME_SKIP:
         raise UserError(f"FRAME_SKIP={FRAME_SKIP} must be at most {RATE} and MAX_DREAM_STEPS: a GIF needs images")
-
-
-def choose_weights() -> Path:
-    """The folder whose weights are shown: yours where V, M and C are all there, else the shipped ones."""
-    needed = [f"{name}.weights.h5" for name in ("vae", "rnn", CONTROLLER)]
-    missing = [name for name in needed if not Path(MODELS, name).exists()]
-    if missing and all((SHIPPED / name).exists() for name in needed):
-        print(f"with the shipped weights in models/trained ({MODELS} has no {missing[0]})")
-        return SHIPPED
-    if not missing:
-        print(f"with your own weights in {MODELS}")
-    return Path(MODELS)  # where something is missing, loading says what, and which script makes it
 
 
 def output_path(name: str) -> Path:
@@ -229,10 +217,10 @@ SEARCHES = {
 
 def draw_curves(folder: Path) -> None:
     """Draw the training curves that are there: V and M by epoch, both controllers by generation."""
-    from models import figures
+    from models import figures, loading
 
     # The shipped weights' histories are beside them; yours are where training left them.
-    shipped = folder == SHIPPED
+    shipped = folder == loading.SHIPPED
     paths = {name: folder / f"{name}.{'history' if shipped else 'checkpoint'}.npz" for name in LOSSES}
     paths |= {name: (folder if shipped else Path(DATA)) / f"{name}.npz" for name in SEARCHES}
     if missing := [path.name for path in paths.values() if not path.exists()]:

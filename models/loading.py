@@ -11,6 +11,19 @@ from pipeline.files import load_npz
 
 import numpy as np
 
+SHIPPED = Path(__file__).parent / "trained"
+
+
+def choose_weights(folder: Path, *needed: str) -> Path:
+    """`folder` where it has all the `needed` files, else the shipped weights where they have them; says which."""
+    missing = [name for name in needed if not (folder / name).exists()]
+    if missing and all((SHIPPED / name).exists() for name in needed):
+        print(f"with the shipped weights in models/trained ({folder} has no {missing[0]})")
+        return SHIPPED
+    if not missing:
+        print(f"with your own weights in {folder}")
+    return folder  # where something is missing, loading says what, and which script makes it
+
 
 def load(folder: Path | str, name: str = "controller") -> tuple[VAE, MDNRNN, np.ndarray]:
     """V, M and C of `folder`, or its "dream_controller". Raises `UserError` where one is missing or does not fit."""
