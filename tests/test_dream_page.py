@@ -19,7 +19,7 @@ import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
-from models import controller, rnn, vae, worlds
+from models import controller, loading, rnn, vae, worlds
 from pipeline import UserError
 from tests.conftest import ROOT
 from tools import export_dream, serve_dream

@@ -6,7 +6,7 @@ from models.recording import Recording, expect, open_loop
 from models.rnn import Prediction
 from pipeline import UserError, video
 from pipeline.files import load_npz, save_npz
-from tests.conftest import ROOT, refused, run_script, script_module
+from tests.conftest import ROOT, run_script, script_module
 
 import h5py
 import numpy as np
