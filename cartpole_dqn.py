@@ -36,7 +36,6 @@ SHOW = False  # True opens a window with the balanced pole instead of writing DA
 MODELS = "models"  # folder of the weights
 DATA = "data"  # folder of the pictures
 
-
 TRANSITION = [("state", "f4", 4), ("action", "i4"), ("reward", "f4"), ("next_state", "f4", 4), ("discount", "f4")]
 
 

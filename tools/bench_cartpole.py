@@ -32,6 +32,12 @@ TIMED_REPLAYS = 8  # of 32 single fits each: a few seconds are enough to time th
 PICTURE_EPISODES = 1_000  # of the tutorial's rule
 
 
+def network() -> keras.Model:
+    """The tutorial's network."""
+    layers = [keras.layers.Dense(24, "relu"), keras.layers.Dense(24, "relu"), keras.layers.Dense(2)]
+    return keras.Sequential([keras.Input((4,)), *layers])
+
+
 def q_values(weights: list[np.ndarray], states: np.ndarray) -> np.ndarray:
     """Q of both actions, written here once more: it checks cartpole_dqn.py."""
     w1, b1, w2, b2, w3, b3 = weights
@@ -40,7 +46,7 @@ def q_values(weights: list[np.ndarray], states: np.ndarray) -> np.ndarray:
 
 def greedy(path: Path) -> list[int]:
     """Scores of a saved agent over the FRESH episodes, on gym's own CartPole-v1."""
-    model = Tutorial(seed=0).model
+    model = network()
     model.load_weights(path)
     weights = model.get_weights()
     env = gym.make("CartPole-v1", disable_env_checker=True)
@@ -77,8 +83,7 @@ class Tutorial:
     def __init__(self, seed: int) -> None:
         keras.utils.set_random_seed(seed)
         self.random = random.Random(seed)
-        layers = [keras.layers.Dense(24, "relu"), keras.layers.Dense(24, "relu"), keras.layers.Dense(2)]
-        self.model = keras.Sequential([keras.Input((4,)), *layers])
+        self.model = network()
         self.model.compile(loss="mse", optimizer=keras.optimizers.Adam(0.001))
         self.memory: deque = deque(maxlen=2_000)
         self.epsilon = 1.0
