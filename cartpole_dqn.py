@@ -126,7 +126,7 @@ def main() -> None:
         while not solved and len(scores) < EPISODES:
             scores.append(play(agent, env, 1_000_000 * (SEED + 1) + len(scores), training=True))
             mean = np.mean(scores[-100:])
-            print(f"episode {len(scores):4}  score {scores[-1]:3}  mean of 100 {mean:5.1f}  ε {agent.epsilon:.3f}")
+            print(f"episode {len(scores):4}: score {scores[-1]:3}, mean {mean:.1f}, ε {agent.epsilon:.3f}", flush=True)
             solved = len(scores) >= 100 and mean >= env.spec.reward_threshold and balances(agent, env)
     finally:  # after Ctrl-C too
         weights.save(path, agent.model)

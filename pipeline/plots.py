@@ -131,4 +131,4 @@ def learning_curve(path: Path | str, title: str, runs: dict[str, Sequence[float]
             axes.plot(episodes, scores, ".", color=f"C{number}", alpha=0.3)
             axes.plot(episodes, means, color=f"C{number}", label=f"{name}, mean of {window}")
         axes.set(xlabel="training episode", ylabel="score")
-        axes.legend(loc="upper left")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(runs))

@@ -388,7 +388,7 @@ def test_show_without_a_screen(tmp_path, monkeypatch):
 
 
 def test_ctrl_c_saves(tmp_path):
-    command = [sys.executable, "-u", str(SCRIPT), *folders(tmp_path)]
+    command = [sys.executable, str(SCRIPT), *folders(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         for _ in range(21):  # twenty episodes
             process.stdout.readline()
