@@ -80,7 +80,7 @@ def learning_curve(path: Path | str, title: str, runs: dict[str, Sequence[float]
     with figure(path, title) as axes:
         for number, (name, scores) in enumerate(runs.items()):
             episodes = np.arange(1, len(scores) + 1)
-            means = [np.mean(scores[max(0, end - window) : end]) for end in episodes]
+            means = [np.mean(scores[max(0, end - window) : end]) for end in range(1, len(scores) + 1)]
             axes.plot(episodes, scores, ".", color=f"C{number}", alpha=0.3)
             axes.plot(episodes, means, color=f"C{number}", label=f"{name}, mean of {window}")
         axes.set(xlabel="training episode", ylabel="score")
