@@ -18,10 +18,10 @@ from typing import Literal
 
 from models.tracks import ROLLOUT_TRACKS
 from pipeline import UserError, rollouts, script
-from pipeline.files import atomic_write, ensure_dir, save_npz
+from pipeline.files import atomic_write, ensure_dir, pack_npz, write_file
 from pipeline.progress import Progress
-from pipeline.script import NonNegativeFloat, NonNegativeInt
-from pipeline.workers import WorkerPool
+from pipeline.script import NonNegativeFloat, NonNegativeInt, PossiblyEmpty
+from pipeline.workers import worker_pool
 
 import cv2
 import numpy as np
@@ -34,7 +34,8 @@ POLICY: Literal["random", "controller"] = (
 )
 MODELS = "models"  # where the controller, V and M are (POLICY=controller)
 CONTROLLER: Literal["controller", "dream_controller"] = "controller"  # or "dream_controller": whose weights drive
-WORKERS = os.cpu_count()  # processes
+CLUSTER: PossiblyEmpty = ""  # a Ray cluster to work on, "auto" or "host:port" (docs/cluster.md); "": this machine
+WORKERS: NonNegativeInt = os.cpu_count()  # processes; on a cluster actors, 0: one for each of its CPUs
 DATA = "data"  # rollouts are written to the folder "rollouts" in it
 
 # Random driving. All of the numbers are drawn anew for each rollout or each held action.
@@ -104,52 +105,50 @@ def random_rollout(env, seed: int, steps: int) -> dict[str, np.ndarray]:
     }
 
 
-def prepare_random(folder: str, steps: int):
+def prepare_random(steps: int):
     """What a worker of the random policy works with."""
     from models.car_racing import CarRacing64
 
-    return CarRacing64("fast"), folder, steps
+    return CarRacing64("fast"), steps
 
 
-def make_random(prepared, seed: int) -> list[int]:
-    """Make and write one rollout; returns its length in frames."""
-    env, folder, steps = prepared
+def make_random(prepared, seed: int) -> list[tuple[int, int, bytes]]:
+    """Make one rollout: its seed, its length in frames, its file."""
+    env, steps = prepared
     rollout = random_rollout(env, seed, steps)
-    save_npz(f"{folder}/rollout-{seed}.npz", level=1, **rollout)
-    return [len(rollout["done"])]
+    return [(seed, len(rollout["done"]), pack_npz(level=1, **rollout))]
 
 
-def prepare_controller(folder: str, steps: int, models: str, name: str):
-    """What a worker that drives with a controller works with."""
+def prepare_controller(steps: int, models: tuple, parameters: np.ndarray):
+    """What a worker that drives with a controller works with; `models` is what `worlds.get_weights` returns."""
     from models import worlds
 
-    vae, rnn, parameters = worlds.load(models, name)
-    return worlds.RealWorld(vae, rnn, CARS, frames=steps), parameters, folder
+    return worlds.RealWorld(*worlds.build_models(models), CARS, frames=steps), parameters
 
 
-def make_with_controller(prepared, seeds: list[int]) -> list[int]:
-    """Drive and write a rollout for each seed, in lockstep; returns their lengths in frames."""
-    world, parameters, folder = prepared
-    drives = [[] for _ in seeds]
+def make_with_controller(prepared, seeds: list[int]) -> list[tuple[int, int, bytes]]:
+    """Drive a rollout for each seed, in lockstep: seeds, lengths in frames, files."""
+    world, parameters = prepared
+    drives, made = [[] for _ in seeds], []
 
     def watch(seen) -> None:
         drive = drives[seen.pair]
         drive.append(seen)
         if seen.last is None:
             return
-        save_npz(
-            f"{folder}/rollout-{seeds[seen.pair]}.npz",
+        file = pack_npz(
             level=1,
             obs=np.array([step.frame for step in drive] + [seen.last]),
             action=np.array([step.action for step in drive]),
             reward=np.array([step.reward for step in drive], np.float32),
             done=np.array([step.done for step in drive]),
         )
+        made.append((seeds[seen.pair], len(drive), file))
         drive.clear()
 
     noise = np.array([NOISE[seed % len(NOISE)] for seed in seeds])
-    _, lengths = world.drive(np.tile(parameters, (len(seeds), 1)), np.array(seeds), watch, noise)
-    return lengths.tolist()
+    world.drive(np.tile(parameters, (len(seeds), 1)), np.array(seeds), watch, noise)
+    return made
 
 
 def contact_sheet(folder: Path, seeds: list[int], path: Path) -> None:
@@ -183,21 +182,22 @@ def main() -> None:
         print(f"{folder} has all {ROLLOUTS:,} of these rollouts; ROLLOUTS={2 * ROLLOUTS} would add as many again.")
         print("The other constants change nothing about rollouts that are there: delete the folder to make them anew.")
         return
-    print(f"{len(missing):,} of {ROLLOUTS:,} rollouts to make, in {folder}, with {WORKERS} workers")
     if POLICY == "random":
-        prepare, make, items = (prepare_random, str(folder), STEPS), make_random, missing
+        prepare, make, items = (prepare_random, STEPS), make_random, missing
     else:
         from models import worlds
 
-        worlds.load(MODELS, CONTROLLER)  # what is wrong with them is told here, once, not by every worker
+        vae, rnn, parameters = worlds.load(MODELS, CONTROLLER)
         items = [missing[i : i + CARS] for i in range(0, len(missing), CARS)]
-        prepare, make = (prepare_controller, str(folder), STEPS, MODELS, CONTROLLER), make_with_controller
+        prepare, make = (prepare_controller, STEPS, worlds.get_weights(vae, rnn), parameters), make_with_controller
     rollouts_made = frames = 0
     progress = Progress(len(missing), "rollouts")
-    with WorkerPool(min(WORKERS, len(items)), *prepare) as workers:
+    with worker_pool(CLUSTER, min(WORKERS, len(items)), *prepare) as workers:
+        print(f"{len(missing):,} of {ROLLOUTS:,} rollouts to make, in {folder}, with {workers.count} workers")
         for made in workers.imap_unordered(make, items):
-            rollouts_made += len(made)
-            frames += sum(made)
+            for seed, length, file in made:
+                write_file(folder / f"rollout-{seed}.npz", file)
+                rollouts_made, frames = rollouts_made + 1, frames + length
             progress.update(rollouts_made, f"{frames:,} frames")
     contact_sheet(folder, seeds, Path(DATA) / "rollouts.png")
     print(f"{frames:,} frames in {len(missing):,} rollouts; some of them to look at: {Path(DATA) / 'rollouts.png'}")

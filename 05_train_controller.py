@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline import script
-from pipeline.script import NonNegativeInt
-from pipeline.workers import WorkerPool
+from pipeline.script import NonNegativeInt, PossiblyEmpty
+from pipeline.workers import worker_pool
 
 GENERATIONS = 200  # tutorial 200; paper 1,800
 POPULATION = 32  # controllers a generation (tutorial 32; paper 64)
@@ -38,7 +38,8 @@ START: Literal["zero", "controller", "dream_controller"] = (
 )
 SEED: NonNegativeInt = 1  # of the search and of the tracks it drives on
 CARS = 32  # driven in lockstep by each worker: the batch that V and M see
-WORKERS = os.cpu_count()  # processes
+CLUSTER: PossiblyEmpty = ""  # a Ray cluster to work on, "auto" or "host:port" (docs/cluster.md); "": this machine
+WORKERS: NonNegativeInt = os.cpu_count()  # processes; on a cluster actors, 0: one for each of its CPUs
 MODELS = "models"
 DATA = "data"
 
@@ -56,7 +57,7 @@ def main() -> None:
     names = ("POPULATION", "TRACKS", "REPLAYED", "SIGMA", "DIAGONAL", "COMPONENTS", "WHITENED", "FEATURES", "PATIENCE")
     names += ("START", "SEED", "CARS")
     constants = {name: globals()[name] for name in names} | {"SCRIPT": Path(__file__).name}
-    with WorkerPool(WORKERS, worlds.prepare_real, MODELS, CARS, PATIENCE) as workers:
+    with worker_pool(CLUSTER, WORKERS, worlds.prepare_real, worlds.get_weights(vae, rnn), CARS, PATIENCE) as workers:
         evolution.evolve(
             workers,
             ("real",),

@@ -20,8 +20,8 @@ from models.tracks import REPORT_TRACKS
 from pipeline import UserError, script
 from pipeline.files import load_npz, save_npz
 from pipeline.progress import Progress
-from pipeline.script import NonNegativeInt
-from pipeline.workers import WorkerPool
+from pipeline.script import NonNegativeInt, PossiblyEmpty
+from pipeline.workers import worker_pool
 
 import numpy as np
 
@@ -41,7 +41,8 @@ Z_NOISE = 0.25  # as in 04: how much of V's noise was in the z that M learned on
 TEMPERATURE = 1.0  # of all dreams: below 1 they are calmer, above 1 wilder
 YARDSTICKS = 20  # of the tracks are also driven by controllers of zeros and of random numbers, to compare with
 CARS = 4  # driven in lockstep by each worker
-WORKERS = os.cpu_count()  # processes for the score
+CLUSTER: PossiblyEmpty = ""  # a Ray cluster to work on, "auto" or "host:port" (docs/cluster.md); "": this machine
+WORKERS: NonNegativeInt = os.cpu_count()  # processes for the score; on a cluster actors, 0: one for each of its CPUs
 MODELS = "models"
 DATA = "data"
 
@@ -76,7 +77,7 @@ def main() -> None:
     announce(*video.moving(named("dreams.gif"), dreams(vae, rnn, starts, parameters), RATE / EVERY))
     curves(folder)
     if EPISODES:
-        score(folder, parameters)
+        score(vae, rnn, parameters)
 
 
 def choose_weights() -> Path:
@@ -295,11 +296,11 @@ def curves(folder: Path) -> None:
     announce(path)
 
 
-def prepare(folder: Path, cars: int, frames: int):
-    """What a worker drives in for the score."""
+def prepare(models: tuple, cars: int, frames: int):
+    """What a worker drives in for the score; `models` is what `worlds.get_weights` returns."""
     from models import worlds
 
-    return worlds.RealWorld(*worlds.load_models(folder), cars, "gym", frames)
+    return worlds.RealWorld(*worlds.build_models(models), cars, "gym", frames)
 
 
 def drive_some(world, item: tuple) -> tuple:
@@ -308,8 +309,9 @@ def drive_some(world, item: tuple) -> tuple:
     return who, places, *world.drive(parameters, tracks)
 
 
-def score(folder: Path, parameters: np.ndarray) -> None:
+def score(vae, rnn, parameters: np.ndarray) -> None:
     """Drive the first EPISODES of the reported tracks on gym's own renderer; the last line is the score."""
+    from models import worlds
     from pipeline import plots
 
     tracks = np.array(REPORT_TRACKS[:EPISODES])
@@ -319,17 +321,18 @@ def score(folder: Path, parameters: np.ndarray) -> None:
         "zero": np.zeros((some, len(parameters))),
         "random": np.random.default_rng(0).normal(0, 0.1, (some, len(parameters))),  # another one for each track
     }
-    items = []
-    for who, rows in drivers.items():
-        each = min(CARS, -(-len(rows) // WORKERS))
-        for start in range(0, len(rows), each):
-            places = np.arange(start, min(start + each, len(rows)))
-            items.append((who, places, rows[places], tracks[places]))
     returns = {who: np.full(len(rows), np.nan) for who, rows in drivers.items()}
     progress = Progress(sum(map(len, drivers.values())), "drives")
-    print(f"{progress.total} drives on gym's own renderer, with {WORKERS} workers", flush=True)
     done = frames = 0
-    with WorkerPool(min(WORKERS, len(items)), prepare, folder, CARS, FRAMES) as workers:
+    workers = min(WORKERS, progress.total)
+    with worker_pool(CLUSTER, workers, prepare, worlds.get_weights(vae, rnn), CARS, FRAMES) as workers:
+        items = []
+        for who, rows in drivers.items():
+            each = min(CARS, -(-len(rows) // workers.count))
+            for start in range(0, len(rows), each):
+                places = np.arange(start, min(start + each, len(rows)))
+                items.append((who, places, rows[places], tracks[places]))
+        print(f"{progress.total} drives on gym's own renderer, with {workers.count} workers", flush=True)
         for who, places, result, lengths in workers.imap_unordered(drive_some, items):
             returns[who][places] = result
             done += len(places)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline import script
-from pipeline.script import NonNegativeInt
-from pipeline.workers import WorkerPool
+from pipeline.script import NonNegativeInt, PossiblyEmpty
+from pipeline.workers import worker_pool
 
 GENERATIONS = 60  # tutorial 200; here more of them learn what is wrong with the dream
 POPULATION = 32  # controllers a generation
@@ -39,7 +39,8 @@ START: Literal["zero", "controller", "dream_controller"] = (
 SEED: NonNegativeInt = 1  # of the search and of the dreams
 DREAMS = 256  # dreamt in lockstep by each worker
 CARS = 32  # driven in lockstep by each worker on the real track
-WORKERS = os.cpu_count()  # processes
+CLUSTER: PossiblyEmpty = ""  # a Ray cluster to work on, "auto" or "host:port" (docs/cluster.md); "": this machine
+WORKERS: NonNegativeInt = os.cpu_count()  # processes; on a cluster actors, 0: one for each of its CPUs
 MODELS = "models"
 DATA = "data"
 
@@ -58,7 +59,8 @@ def main() -> None:
     names += ("FEATURES", "PATIENCE", "START", "SEED", "DREAMS", "CARS")
     constants = {name: globals()[name] for name in names} | {"SCRIPT": Path(__file__).name}
     constants["the starts"] = weights.fingerprint((starts["mu"], starts["action"]))
-    with WorkerPool(WORKERS, worlds.prepare_dream, MODELS, DREAMS, TEMPERATURE, FRAMES, CARS, PATIENCE) as workers:
+    prepare = worlds.prepare_dream, worlds.get_weights(vae, rnn), starts, DREAMS, TEMPERATURE, FRAMES, CARS, PATIENCE
+    with worker_pool(CLUSTER, WORKERS, *prepare) as workers:
         evolution.evolve(
             workers,
             ("dream", "real"),

@@ -7,7 +7,6 @@ kilobytes are the whole checkpoint: a run is taken up by telling a new CMA-ES th
 import json
 import time
 from collections.abc import Iterator
-from itertools import takewhile
 from pathlib import Path
 
 from models import controller, weights
@@ -76,17 +75,22 @@ class Search:
         return float(self.cma.sigma)
 
 
-def drive(worlds: dict, numbers: Iterator[int], name: str, parameters: np.ndarray, tracks: np.ndarray) -> tuple:
-    """A worker's share of the pairs, in its world of that name; NaN where another worker drove."""
-    pairs = takewhile(lambda number: number < len(tracks), numbers)
-    return worlds[name].drive(parameters, tracks, pairs=pairs)
+def drive(
+    worlds: dict, pairs: Iterator[int], name: str, parameters: np.ndarray, tracks: np.ndarray, at_once: int
+) -> tuple:
+    """A worker's share of the pairs, `at_once` of them at most, in its world of that name; NaN where another drove."""
+    shape = len(parameters), len(tracks)
+    parameters, tracks = np.repeat(parameters, shape[1], 0), np.tile(tracks, shape[0])
+    return worlds[name].drive(parameters, tracks, pairs=pairs, at_once=at_once)
 
 
 def drive_all(workers: WorkerPool, name: str, parameters: np.ndarray, tracks: np.ndarray) -> tuple[np.ndarray, int]:
     """Every controller on every track: the returns (controllers, tracks), and how many frames that took."""
     shape = len(parameters), len(tracks)
-    shares = workers.run_on_all(drive, name, np.repeat(parameters, shape[1], 0), np.tile(tracks, shape[0]))
-    returns = np.full(shape[0] * shape[1], np.nan)
+    total = shape[0] * shape[1]
+    at_once = -(-total // workers.count)  # no worker takes so many that another has none
+    shares = workers.run_on_all(drive, total, name, parameters, tracks, at_once)
+    returns = np.full(total, np.nan)
     for share, _ in shares:
         returns = np.where(np.isnan(share), returns, share)
     if not np.isfinite(returns).all():

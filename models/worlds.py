@@ -71,12 +71,14 @@ class RealWorld:
         watch: Callable[[Seen], None] | None = None,
         noise: np.ndarray | None = None,
         pairs: Iterable[int] | None = None,
+        at_once: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Drive one car for each row of `parameters` (n, 867) and track seed in `tracks` (n,).
 
         Returns the returns, float64 (n,), and the lengths in frames, int64 (n,). `watch` gets every frame of every
         car. `noise` (n,), as 01 wants it, disturbs each pair's actions by so much, drawn from its track's seed.
-        `pairs` are the pairs to drive (all of them unless told); the returns of others are NaN.
+        `pairs` are the pairs to drive (all of them unless told), no more than `at_once` at a time; the returns of
+        others are NaN.
         """
         n, cars = len(tracks), len(self.envs)
         returns, lengths = np.full(n, np.nan), np.zeros(n, np.int64)
@@ -101,7 +103,7 @@ class RealWorld:
             if noise is not None:
                 random[place] = np.random.default_rng(int(tracks[pair[place]]))
 
-        for place in range(cars):
+        for place in range(min(cars, at_once or cars)):
             next_pair(place)
         z = tf.zeros((cars, 32))
         h, c = (tf.zeros((cars, 256)) for _ in range(2))
@@ -189,13 +191,14 @@ class DreamWorld:
         tracks: np.ndarray,
         watch: Callable[[Seen], None] | None = None,
         pairs: Iterable[int] | None = None,
+        at_once: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `RealWorld.drive`; who watches gets no frame, but z, from which V can draw it."""
         n = len(tracks)
         returns, lengths = np.full(n, np.nan), np.zeros(n, np.int64)
         waiting = iter(range(n) if pairs is None else pairs)
         luck: dict[int, tuple[int, np.ndarray]] = {}
-        while batch := list(islice(waiting, self.cars)):
+        while batch := list(islice(waiting, min(self.cars, at_once or self.cars))):
             for seed in {int(tracks[pair]) for pair in batch} - luck.keys():
                 luck[seed] = self._luck(seed)
             rows = batch + batch[:1] * (self.cars - len(batch))  # always a full batch
@@ -247,9 +250,22 @@ def fingerprints(vae: VAE, rnn: MDNRNN) -> dict[str, str]:
     return {"vae": weights.fingerprint(vae.get_weights()), "rnn": weights.fingerprint(rnn.get_weights())}
 
 
-def prepare_real(folder: str, cars: int, patience: int) -> dict[str, RealWorld]:
-    """What a worker of 05 works with."""
-    return {"real": RealWorld(*load_models(folder), cars, patience=patience)}
+def get_weights(vae: VAE, rnn: MDNRNN) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """V and M as arrays, for workers that may be on another machine."""
+    return vae.get_weights(), rnn.get_weights()
+
+
+def build_models(models: tuple[list[np.ndarray], list[np.ndarray]]) -> tuple[VAE, MDNRNN]:
+    """V and M again, of what `get_weights` returns."""
+    vae, rnn = VAE(), MDNRNN()
+    vae.set_weights(models[0])
+    rnn.set_weights(models[1])
+    return vae, rnn
+
+
+def prepare_real(models: tuple, cars: int, patience: int) -> dict[str, RealWorld]:
+    """What a worker of 05 works with; `models` is what `get_weights` returns."""
+    return {"real": RealWorld(*build_models(models), cars, patience=patience)}
 
 
 def load_starts(folder: Path | str, vae: VAE) -> dict[str, np.ndarray]:
@@ -278,9 +294,8 @@ def directions(
 
 
 def prepare_dream(
-    folder: str, dreams: int, temperature: float, frames: int, cars: int, patience: int
+    models: tuple, starts: dict, dreams: int, temperature: float, frames: int, cars: int, patience: int
 ) -> dict[str, DreamWorld | RealWorld]:
     """What a worker of 07 works with: the dream to learn in, and the real world to look how far that carries."""
-    vae, rnn = load_models(folder)
-    dream = DreamWorld(rnn, load_starts(folder, vae), dreams, temperature, frames)
-    return {"dream": dream, **prepare_real(folder, cars, patience)}
+    _, rnn = build_models(models)
+    return {"dream": DreamWorld(rnn, starts, dreams, temperature, frames), **prepare_real(models, cars, patience)}

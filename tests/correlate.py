@@ -55,7 +55,9 @@ def main() -> None:
     chosen = sorted({int(np.argmin(abs(returns - value))) for value in wanted})
     parameters = candidates[chosen]
     tracks = np.array(SELECTION_TRACKS[-TRACKS:])
-    prepare = (worlds.prepare_dream, MODELS, 256, TEMPERATURE, FRAMES, 32, 100)
+    vae, rnn = worlds.load_models(MODELS)
+    starts = worlds.load_starts(MODELS, vae)
+    prepare = (worlds.prepare_dream, worlds.get_weights(vae, rnn), starts, 256, TEMPERATURE, FRAMES, 32, 100)
     with WorkerPool(WORKERS, *prepare) as workers:
         dream = evolution.drive_all(workers, "dream", parameters, tracks)[0].mean(1)
         real = evolution.drive_all(workers, "real", parameters, tracks)[0].mean(1)

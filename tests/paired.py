@@ -25,8 +25,8 @@ def main() -> None:
     from models import evolution, worlds
 
     score = load_npz(Path(DATA) / "score.npz", "06_visualise.py EPISODES=100")
-    _, _, parameters = worlds.load(MODELS, str(score["controller"]))
-    with WorkerPool(WORKERS, worlds.prepare_real, MODELS, CARS, 0) as workers:
+    vae, rnn, parameters = worlds.load(MODELS, str(score["controller"]))
+    with WorkerPool(WORKERS, worlds.prepare_real, worlds.get_weights(vae, rnn), CARS, 0) as workers:
         ours = evolution.drive_all(workers, "real", parameters[None], score["tracks"])[0][0]
     gyms = score["agent"]
     difference = ours - gyms

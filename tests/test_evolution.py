@@ -1,6 +1,5 @@
 """CMA-ES, its history and going on from it: models/evolution.py, on worlds that cost nothing."""
 
-import itertools
 import json
 import sys
 
@@ -45,7 +44,7 @@ class Bowl:
     def __init__(self, sign: float = 1.0) -> None:
         self.sign, self.driven = sign, []
 
-    def drive(self, parameters, tracks, pairs):
+    def drive(self, parameters, tracks, pairs, at_once):
         returns, lengths = np.full(len(tracks), np.nan), np.zeros(len(tracks), np.int64)
         for pair in pairs:
             luck = np.random.default_rng(tracks[pair]).normal(0, 0.01)
@@ -58,16 +57,16 @@ class Bowl:
 class TwoAtOnce:
     """Stands for `WorkerPool`: two of them, in this process, that take the pairs in turn."""
 
+    count = 2
+
     def __init__(self, *worlds, fail_at: int = -1) -> None:
         self.worlds, self.shares, self.fail_at = dict(zip(("real", "other"), worlds)), 0, fail_at
 
-    def run_on_all(self, task, *arguments):
+    def run_on_all(self, task, total, *arguments):
         self.shares += 1
         if self.shares == self.fail_at:
             raise KeyboardInterrupt
-        name, parameters, tracks = arguments
-        halves = (itertools.chain(range(first, len(tracks), 2), [10**9]) for first in (0, 1))
-        return [task(self.worlds, numbers, name, parameters, tracks) for numbers in halves]
+        return [task(self.worlds, iter(range(first, total, 2)), *arguments) for first in (0, 1)]
 
 
 def evolve(folder, workers=None, worlds=("real",), generations=6, constants=None, origin=ORIGIN, **options):
@@ -139,8 +138,8 @@ def test_a_return_that_is_no_number_ends_the_run_and_keeps_what_there_was(tmp_pa
     before = (tmp_path / "controller.npz").read_bytes(), (tmp_path / "controller.weights.h5").read_bytes()
 
     class Bad(Bowl):
-        def drive(self, parameters, tracks, pairs):
-            returns, lengths = super().drive(parameters, tracks, pairs)
+        def drive(self, parameters, tracks, pairs, at_once):
+            returns, lengths = super().drive(parameters, tracks, pairs, at_once)
             returns[3] = bad
             return returns, lengths
 
@@ -151,8 +150,8 @@ def test_a_return_that_is_no_number_ends_the_run_and_keeps_what_there_was(tmp_pa
 
 def test_a_missing_return_is_never_a_score():
     class Lazy(Bowl):
-        def drive(self, parameters, tracks, pairs):
-            return super().drive(parameters, tracks, (pair for pair in pairs if pair != 5))
+        def drive(self, parameters, tracks, pairs, at_once):
+            return super().drive(parameters, tracks, (pair for pair in pairs if pair != 5), at_once)
 
     with pytest.raises(UserError, match="1 drives have no return"):
         evolution.drive_all(TwoAtOnce(Lazy()), "real", np.zeros((4, 867)), np.arange(3))
@@ -311,8 +310,8 @@ def test_tracks_that_went_badly_are_driven_again(tmp_path):
     """Every third track is bad luck; they come again, and only they, beside new ones."""
 
     class Unlucky(Bowl):
-        def drive(self, parameters, tracks, pairs):
-            returns, lengths = super().drive(parameters, tracks, pairs)
+        def drive(self, parameters, tracks, pairs, at_once):
+            returns, lengths = super().drive(parameters, tracks, pairs, at_once)
             return returns - 1000.0 * (tracks % 3 == 0), lengths
 
     constants = {"TRACKS": 4, "REPLAYED": 2}
