@@ -44,6 +44,19 @@ def fingerprints(vae: VAE, rnn: MDNRNN) -> dict[str, str]:
     return {"vae": weights.fingerprint(vae.get_weights()), "rnn": weights.fingerprint(rnn.get_weights())}
 
 
+def get_weights(vae: VAE, rnn: MDNRNN) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """V and M as arrays, for workers that may be on another machine."""
+    return vae.get_weights(), rnn.get_weights()
+
+
+def build_models(models: tuple[list[np.ndarray], list[np.ndarray]]) -> tuple[VAE, MDNRNN]:
+    """V and M again, of what `get_weights` returns."""
+    vae, rnn = VAE(), MDNRNN()
+    vae.set_weights(models[0])
+    rnn.set_weights(models[1])
+    return vae, rnn
+
+
 def load_starts(folder: Path | str, vae: VAE) -> dict[str, np.ndarray]:
     """Where dreams start: mu (n, k, 32) and action (n, k, 3). Raises `UserError` where missing or of another V."""
     path = Path(folder, "dream_starts.npz")

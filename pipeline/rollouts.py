@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import UserError
-from pipeline.files import load_npz, reading, save_npz
+from pipeline.files import load_npz, pack_npz, reading
 
 import numpy as np
 
@@ -74,9 +74,9 @@ def check(arrays: dict[str, np.ndarray]) -> None:
         raise UserError("it has no frames")
 
 
-def write(folder: Path, seed: int, constants: dict[str, Any], **arrays: np.ndarray) -> None:
-    """Write the rollout on the track `seed`, with the constants that decide what is in it."""
-    save_npz(folder / f"rollout-{seed}.npz", level=1, constants=np.array(json.dumps(constants)), **arrays)
+def pack(settings: dict[str, Any], **arrays: np.ndarray) -> bytes:
+    """The file of a rollout, with the settings that decide what is in it. Workers make it, the script writes it."""
+    return pack_npz(level=1, constants=np.array(json.dumps(settings)), **arrays)
 
 
 def made_otherwise(folder: Path, seeds: Iterable[int], constants: dict[str, Any]) -> dict[str, list[Path]]:
