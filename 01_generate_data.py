@@ -48,7 +48,7 @@ WANDER_SHARE: Share = 0.3  # of the rollouts stay on the grass all the same, so 
 ACTION_NOISE = (0.0, 0.1, 0.3, 0.6, 1.0)
 
 # All other constants decide what is in a rollout.
-NOT_IN_A_ROLLOUT = ("ROLLOUTS", "FIRST_ROLLOUT", "MODELS", "DATA", "CLUSTER", "WORKERS", "NUM_ENVS")
+_NOT_IN_A_ROLLOUT = ("ROLLOUTS", "FIRST_ROLLOUT", "MODELS", "DATA", "CLUSTER", "WORKERS", "NUM_ENVS")
 
 
 def random_rollout(env, seed: int, max_steps: int) -> dict[str, np.ndarray]:
@@ -195,7 +195,7 @@ def main() -> None:
     """Make the rollouts that are missing."""
     validate()
     hide_gpu()
-    folder, settings = ensure_dir(Path(DATA) / "rollouts"), script.settings(globals(), *NOT_IN_A_ROLLOUT)
+    folder, settings = ensure_dir(Path(DATA) / "rollouts"), script.settings(globals(), *_NOT_IN_A_ROLLOUT)
     seeds = [ROLLOUT_TRACKS[FIRST_ROLLOUT + i] for i in range(ROLLOUTS)]
     missing = find_missing(folder, seeds, settings)
     if not missing:
@@ -226,4 +226,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    script.run(main, globals())
+    script.run(main, globals(), reads=("MODELS",))

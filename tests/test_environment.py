@@ -175,8 +175,11 @@ def test_progress_on_a_terminal(monkeypatch, columns, term, expected):
         shown = Progress(2, "rollouts")
         shown.update(1)
         shown.update(2)
-    text = os.read(here, 1000).decode().replace("\r\n", "\n")
+    text = b""
+    while not text.endswith(b"\n"):
+        text += os.read(here, 1000)
     os.close(here)
+    text = text.decode().replace("\r\n", "\n")
     assert text == "".join(expected) + "\n"
 
 
@@ -312,11 +315,11 @@ def test_a_gpu_is_left_alone_and_its_memory_is_not_all_taken(monkeypatch):
 @pytest.mark.parametrize(
     ("script", "arguments", "told"),
     [
-        ("01_generate_data.py", ["LEAVING=1.5"], "LEAVING=1.5 must be 0 to 1"),
-        ("01_generate_data.py", ["ON_THE_MOVE=0.7", "LEAVING=0.4"], "together at most 1"),
+        ("01_generate_data.py", ["LEAVE_SHARE=1.5"], "LEAVE_SHARE=1.5 must be 0 to 1"),
+        ("01_generate_data.py", ["MOVING_START_SHARE=0.7", "LEAVE_SHARE=0.4"], "together at most 1"),
         ("03_series.py", ["EPISODE_START_SHARE=2"], "EPISODE_START_SHARE=2.0 must be 0 to 1"),
-        ("06_visualise.py", ["EVERY=51"], "a GIF needs pictures"),
-        ("06_visualise.py", ["DREAM_FRAMES=3"], "a GIF needs pictures"),
+        ("06_visualise.py", ["FRAME_SKIP=51"], "FRAME_SKIP"),
+        ("06_visualise.py", ["MAX_DREAM_STEPS=3"], "FRAME_SKIP"),
         ("02_train_vae.py", ["SEED=-1"], "SEED=-1 must be at least 0"),
     ],
 )
@@ -327,14 +330,16 @@ def test_numbers_that_make_no_sense_together(tmp_path, script, arguments, told):
 
 def test_01_says_which_rollouts_were_made_with_other_constants(tmp_path):
     options = ("WORKERS=1", f"DATA={tmp_path}", f"MODELS={tmp_path}")
-    assert run_script("01_generate_data.py", "ROLLOUTS=2", "STEPS=5", "HOLD=1", *options).returncode == 0
-    result = run_script("01_generate_data.py", "ROLLOUTS=3", "STEPS=7", *options)
+    assert (
+        run_script("01_generate_data.py", "ROLLOUTS=2", "MAX_STEPS=5", "MAX_ACTION_REPEAT=1", *options).returncode == 0
+    )
+    result = run_script("01_generate_data.py", "ROLLOUTS=3", "MAX_STEPS=7", *options)
     assert (result.returncode, result.stderr) == (0, "")
-    told = "2 of them were made with other constants (STEPS was 5, is 7, HOLD was 1, is 10) and are kept"
+    told = "2 of them were made with different settings (MAX_STEPS was 5, is 7, MAX_ACTION_REPEAT was 1, is 10)"
     assert told in result.stdout
     assert "rollout-1000000.npz, the last rollout-1000001.npz" in result.stdout
     generate, env = script_module("01_generate_data.py"), CarRacing64("fast")
     for seed, steps, hold in ((1_000_001, 5, 1), (1_000_002, 7, 10)):  # the workers too know what the shell said
-        generate.HOLD = hold
+        generate.MAX_ACTION_REPEAT = hold
         found = rollouts.read(tmp_path / "rollouts" / f"rollout-{seed}.npz")
         np.testing.assert_array_equal(found["action"], generate.random_rollout(env, seed, steps)["action"])

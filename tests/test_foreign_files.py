@@ -10,7 +10,7 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
-from models import evolution, weights, worlds
+from models import history, loading, weights
 from models.tracks import ROLLOUT_TRACKS
 from models.vae import VAE
 from pipeline import UserError, rollouts, script
@@ -81,7 +81,7 @@ FOREIGN = {
 
 
 def read_v(path: Path) -> None:
-    weights.load(path, VAE(), "02_train_vae.py")
+    weights.load(path, VAE())
 
 
 def read_c(path: Path) -> None:
@@ -93,12 +93,11 @@ def read_rollout(path: Path) -> None:
 
 
 def read_starts(path: Path) -> None:
-    worlds.load_starts(path.parent, None)
+    loading.load_starts(path.parent, None)
 
 
 def read_history(path: Path) -> None:
-    constants = {"POPULATION": 8, "EVAL_TRACKS": 5, "FEATURES": "zh", "SCRIPT": "05_train_controller.py"}
-    evolution._read(path, constants, ("real",), path.with_name("controller.weights.h5"), np.eye(289))
+    history.load_history(path, {"SCRIPT": "05_train_controller.py"}, ("real",))
 
 
 READERS = {
@@ -117,8 +116,6 @@ def test_what_can_not_be_read_is_never_to_be_deleted(folder, untrained, read, ki
     source = untrained / path.name
     path.write_bytes(source.read_bytes() if source.exists() else b"PK")
     kind(path)
-    if read is read_history and kind in (a_link_to_nothing, a_link_to_itself):
-        pytest.skip("where there is no history, one begins")
     with nobody(), pytest.raises(UserError) as error:
         read(path)
     line = str(error.value)
@@ -179,8 +176,8 @@ def test_a_folder_that_is_only_read_needs_no_permission_to_write(folder):
 @pytest.mark.parametrize(
     ("name", "arguments", "told"),
     [
-        ("06_visualise.py", ["FRAMES=5"], "FRAMES=5 must be"),
-        ("01_generate_data.py", ["FIRST=2000000"], "track seeds for rollouts"),
+        ("06_visualise.py", ["MAX_STEPS=5"], "MAX_STEPS=5 must be"),
+        ("01_generate_data.py", ["FIRST_ROLLOUT=2000000"], "FIRST_ROLLOUT + ROLLOUTS is too large"),
     ],
 )
 def test_06_and_01_write_nothing_in_models(tmp_path, name, arguments, told):
