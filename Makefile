@@ -16,7 +16,7 @@ PY := .venv/bin/python
 export MPLCONFIGDIR := $(CURDIR)/.venv/matplotlib
 export KERAS_HOME := $(CURDIR)/.venv/keras
 export PYTHONUNBUFFERED := 1
-unexport PYTHONHOME PYTHONPATH
+unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH
 
 .PHONY: all help setup demo train dream test bench chaos lint clean clean-trained
 

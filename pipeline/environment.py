@@ -28,7 +28,8 @@ VARIABLES = {
     # After Ctrl-C multiprocessing's own process tidies up; it need not tell the user.
     "PYTHONWARNINGS": "ignore",
 }
-LIMITS = ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH")  # they would end a training early, without a word
+# Keras would end a training early without a word, or look for JAX; TensorFlow would compile, or refuse to start.
+UNWANTED = ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH", "KERAS_NNX_ENABLED", "TF_XLA_FLAGS")
 
 _stderr = 2  # a copy of stderr that `suppress_stderr` leaves alone
 _interruptible = False
@@ -38,7 +39,7 @@ def prepare() -> None:
     """Set up this process, before Keras, Matplotlib, TensorFlow and pygame are imported."""
     os.environ.update(VARIABLES)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no lines that a user can do nothing about
-    for name in LIMITS:
+    for name in UNWANTED:
         os.environ.pop(name, None)
     if usable_cores() < _affinity():  # TensorFlow knows the affinity, but no quota
         os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(usable_cores()))

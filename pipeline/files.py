@@ -108,14 +108,15 @@ def _first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:120]
 
 
-def ensure_dir(folder: Path, name: str = "the folder") -> Path:
+def ensure_dir(folder: Path, name: str = "") -> Path:
     """Make `folder` where it is missing. Raises `UserError` where something else is in the way."""
+    told = f"{name}={folder}" if name else folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{name}={folder} can't be used as a folder: {error.strerror}") from None
+        raise UserError(f"{told} can't be used as a folder: {error.strerror}") from None
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"{name}={folder} can't be written to")
+        raise UserError(f"{told} can't be written to")
     return folder
 
 

@@ -143,7 +143,9 @@ def _apply_overrides(constants: dict[str, Any], arguments: list[str]) -> None:
     names = constants["__constants__"]
     if any(argument in ("-h", "--help") for argument in arguments):
         lines = Path(constants["__file__"]).read_text("utf-8").splitlines()
-        print(constants["__doc__"].strip(), "\n\nConstants (edit them, or set them for one run as NAME=value):\n")
+        print(
+            (constants["__doc__"] or "").strip(), "\n\nConstants (edit them, or set them for one run as NAME=value):\n"
+        )
         print("\n".join(line for line in lines if re.split(r": | = ", line)[0] in names))
         sys.exit(0)
     for argument in arguments:

@@ -60,6 +60,8 @@ def test_settings_made_for_other_projects_change_nothing(tmp_path):
         "KERAS_BACKEND": "jax",
         "KERAS_MAX_EPOCHS": "1",
         "KERAS_MAX_STEPS_PER_EPOCH": "1",
+        "KERAS_NNX_ENABLED": "true",
+        "TF_XLA_FLAGS": "--nonsense",
         "TF_USE_LEGACY_KERAS": "1",
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "MATPLOTLIBRC": f"{tmp_path}/elsewhere",
@@ -136,7 +138,7 @@ def test_a_pipe_that_does_not_wait_gets_everything(tmp_path):
 
 
 def test_help_is_read_as_utf_8(tmp_path):
-    variables = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    variables = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONOPTIMIZE": "2"}
     result = run(PRINTS, tmp_path, '"$@" --help', **variables)
     assert (result.returncode, result.stderr) == (0, b"")
     assert b'DATA = "data"' in result.stdout
