@@ -337,7 +337,7 @@ def test_01_says_which_rollouts_were_made_with_other_constants(tmp_path):
     )
     result = run_script("01_generate_data.py", "ROLLOUTS=3", "MAX_STEPS=7", *options)
     assert (result.returncode, result.stderr) == (0, "")
-    told = "2 of them were made with different settings (MAX_STEPS was 5, is 7, MAX_ACTION_REPEAT was 1, is 10)"
+    told = "2 of them were made with different settings (MAX_STEPS: 5 → 7, MAX_ACTION_REPEAT: 1 → 10)"
     assert told in result.stdout
     assert "rollout-1000000.npz, the last rollout-1000001.npz" in result.stdout
     generate, env = script_module("01_generate_data.py"), CarRacing64("fast")

@@ -64,6 +64,32 @@ def test_the_drive_is_shown(screen, tmp_path):
     assert process.returncode == 130, told
 
 
+POLE = """
+from pipeline import video
+window = video.Window("CartPole-v1", 50)
+import tensorflow  # its LLVM is what Mesa would find
+def play(env):
+    env.reset(seed=0)
+    for step in range(200):
+        env.step(step % 2)
+video.show_episode("CartPole-v1", play, None, window)
+"""
+
+
+def test_the_pole_is_shown(screen, tmp_path):
+    path = tmp_path / "pole.py"
+    path.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{POLE}")
+    process = show(screen, str(path))
+    try:
+        image = picture(screen, process)
+        assert share(image, (202, 152, 101)) > 0.001  # the pole …
+        assert share(image, (255, 255, 255)) > 0.5  # … before nothing
+        assert image.getbbox()[2] - image.getbbox()[0] == 1080
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+
+
 CLOSES = """
 import sys
 from pipeline import video
