@@ -121,7 +121,7 @@ class Tutorial:
             self.model.fit(state[None], targets, epochs=1, verbose=0)
 
     def replay_compiled(self, batch: list[tuple]) -> None:
-        """The same updates in one compiled call, because the tutorial's way takes seconds for each episode."""
+        """The same updates in one compiled call, because the tutorial's way is far slower."""
         states, actions, rewards, next_states, overs = (np.array(column) for column in zip(*batch))
         self._updates(states, actions, rewards.astype("f4"), next_states, 0.95 * (1 - overs.astype("f4")))
 
