@@ -8,16 +8,17 @@ A second run adds what is missing and keeps what is there. The same seeds give t
 Takes about 2½ minutes for 4,000 rollouts on 2 cores, and 0.9 GB of disk.
 """
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
 from models.tracks import ROLLOUT_TRACKS
 from pipeline import UserError, rollouts, script
 from pipeline.environment import hide_gpu, usable_cores
-from pipeline.files import atomic_write, ensure_dir
+from pipeline.files import atomic_write, ensure_dir, write_file
 from pipeline.progress import Progress
-from pipeline.script import NonNegativeInt, Share
-from pipeline.workers import WorkerPool
+from pipeline.script import NonNegativeInt, PossiblyEmpty, Share
+from pipeline.workers import worker_pool
 
 import cv2
 import numpy as np
@@ -29,7 +30,8 @@ FIRST_ROLLOUT: NonNegativeInt = 0  # number of the first one; each number is a t
 POLICY: Literal["random", "controller"] = "random"
 CONTROLLER: Literal["controller", "dream_controller"] = "controller"  # which one, with POLICY="controller"
 NUM_ENVS = 32  # cars driven at once by each worker, with POLICY="controller"
-WORKERS = usable_cores()  # processes
+CLUSTER: PossiblyEmpty = ""  # a Ray cluster to work on, "auto" or "host:port" (docs/cluster.md); "": this machine
+WORKERS: NonNegativeInt = usable_cores()  # processes; on a cluster actors, 0: one for each of its CPUs
 MODELS = "models"
 DATA = "data"
 
@@ -45,7 +47,8 @@ WANDER_SHARE: Share = 0.3  # of the rollouts stay on the grass all the same, so 
 # The controller's actions get Gaussian noise, each rollout the next of these standard deviations.
 ACTION_NOISE = (0.0, 0.1, 0.3, 0.6, 1.0)
 
-NOT_IN_A_ROLLOUT = ("ROLLOUTS", "FIRST_ROLLOUT", "MODELS", "DATA", "WORKERS", "NUM_ENVS")  # all others decide it
+# All other constants decide what is in a rollout.
+NOT_IN_A_ROLLOUT = ("ROLLOUTS", "FIRST_ROLLOUT", "MODELS", "DATA", "CLUSTER", "WORKERS", "NUM_ENVS")
 
 
 def random_rollout(env, seed: int, max_steps: int) -> dict[str, np.ndarray]:
@@ -106,60 +109,50 @@ def random_action(random: np.random.Generator, steering_std: float, min_gas: flo
     )
 
 
-def make_random_env(constants: dict[str, Any]):
-    """What a worker of the random policy works with. It imports this script anew: what the shell set comes along."""
+def make_random_env(settings: dict[str, Any]):
+    """What a worker of the random policy works with."""
     from models.car_racing import CarRacing64
 
-    globals().update(constants)
-    return CarRacing64("fast"), constants
+    return CarRacing64("fast"), settings
 
 
-def record_random(prepared, seed: int) -> list[int]:
-    """Record and write one rollout; returns its length in steps."""
-    env, constants = prepared
+def record_random(prepared, seed: int) -> list[tuple[int, int, bytes]]:
+    """Record one rollout: its seed, its length in steps, its file."""
+    env, settings = prepared
     rollout = random_rollout(env, seed, MAX_STEPS)
-    rollouts.write(Path(DATA, "rollouts"), seed, decisive(constants), **rollout)
-    return [len(rollout["done"])]
+    return [(seed, len(rollout["done"]), rollouts.pack(settings, **rollout))]
 
 
-def make_controlled_world(constants: dict[str, Any]):
-    """What a worker that drives with a controller works with, as `make_random_env`."""
-    from models import worlds
+def make_controlled_world(settings: dict[str, Any], models: tuple, parameters: np.ndarray):
+    """What a worker that drives with a controller works with; `models` is what `loading.get_weights` returns."""
+    from models import loading, worlds
 
-    globals().update(constants)
-    vae, rnn, parameters = worlds.load(MODELS, CONTROLLER)
-    return worlds.RealWorld(vae, rnn, NUM_ENVS, max_steps=MAX_STEPS), parameters, constants
+    return worlds.RealWorld(*loading.build_models(models), NUM_ENVS, max_steps=MAX_STEPS), parameters, settings
 
 
-def record_controlled(prepared, seeds: list[int]) -> list[int]:
-    """Record and write a rollout for each seed, in lockstep; returns their lengths in steps."""
-    world, parameters, constants = prepared
-    episodes = [[] for _ in seeds]
+def record_controlled(prepared, seeds: list[int]) -> list[tuple[int, int, bytes]]:
+    """Record a rollout for each seed, in lockstep: seeds, lengths in steps, files."""
+    world, parameters, settings = prepared
+    episodes, made = [[] for _ in seeds], []
 
     def on_step(step) -> None:
         steps = episodes[step.episode]
         steps.append(step)
         if step.final_obs is None:
             return
-        rollouts.write(
-            Path(DATA, "rollouts"),
-            seeds[step.episode],
-            decisive(constants),
+        file = rollouts.pack(
+            settings,
             obs=np.array([step.frame for step in steps] + [step.final_obs]),
             action=np.array([step.action for step in steps]),
             reward=np.array([step.reward for step in steps], np.float32),
             done=np.array([step.done for step in steps]),
         )
+        made.append((seeds[step.episode], len(steps), file))
         steps.clear()
 
     noise = np.array([ACTION_NOISE[seed % len(ACTION_NOISE)] for seed in seeds])
-    _, lengths = world.drive(np.tile(parameters, (len(seeds), 1)), np.array(seeds), on_step, noise)
-    return lengths.tolist()
-
-
-def decisive(constants: dict[str, Any]) -> dict[str, Any]:
-    """The constants that decide what is in a rollout; it carries them."""
-    return {name: value for name, value in constants.items() if name not in NOT_IN_A_ROLLOUT}
+    world.drive(np.tile(parameters, (len(seeds), 1)), np.array(seeds), on_step, noise)
+    return made
 
 
 def contact_sheet(folder: Path, seeds: list[int], path: Path) -> None:
@@ -182,7 +175,7 @@ def validate() -> None:
         raise UserError(f"START_SPEEDS={START_SPEEDS} must be two numbers, the lower one first")
 
 
-def find_missing(folder: Path, seeds: list[int], constants: dict[str, Any]) -> list[int]:
+def find_missing(folder: Path, seeds: list[int], settings: dict[str, Any]) -> list[int]:
     """The seeds whose rollout is not there or damaged; says which ones were made with different settings."""
     missing = []
     for seed in seeds:
@@ -190,8 +183,9 @@ def find_missing(folder: Path, seeds: list[int], constants: dict[str, Any]) -> l
         if not rollouts.length(path):
             missing.append(seed)
             if path.exists():
+                os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))  # what can't be opened may be whole: not this one
                 print(f"{path} is damaged and is made again.")
-    for difference, paths in rollouts.made_otherwise(folder, set(seeds) - set(missing), decisive(constants)).items():
+    for difference, paths in rollouts.made_otherwise(folder, set(seeds) - set(missing), settings).items():
         print(f"{len(paths):,} of them were made with different settings ({difference}) and are kept: the first is")
         print(f"{paths[0]}, the last {paths[-1].name}. Delete them to make them again.")
     return missing
@@ -201,27 +195,31 @@ def main() -> None:
     """Make the rollouts that are missing."""
     validate()
     hide_gpu()
-    folder, constants = ensure_dir(Path(DATA) / "rollouts"), script.settings(globals())
+    folder, settings = ensure_dir(Path(DATA) / "rollouts"), script.settings(globals(), *NOT_IN_A_ROLLOUT)
     seeds = [ROLLOUT_TRACKS[FIRST_ROLLOUT + i] for i in range(ROLLOUTS)]
-    missing = find_missing(folder, seeds, constants)
+    missing = find_missing(folder, seeds, settings)
     if not missing:
         print(f"{folder} has all {ROLLOUTS:,} of these rollouts; ROLLOUTS={2 * ROLLOUTS} would add as many again.")
         return
-    print(f"{len(missing):,} of {ROLLOUTS:,} rollouts to make, in {folder}, with {WORKERS} workers")
     if POLICY == "random":
-        initializer, record, items = make_random_env, record_random, missing
+        initializer, record, items = (make_random_env, settings), record_random, missing
     else:
-        from models import worlds
+        from models import loading
 
-        worlds.load(MODELS, CONTROLLER)  # what is wrong with them is reported here, once, not by every worker
-        initializer, record = make_controlled_world, record_controlled
+        vae, rnn, parameters = loading.load(MODELS, CONTROLLER)
+        initializer = make_controlled_world, settings, loading.get_weights(vae, rnn), parameters
+        record = record_controlled
         items = [missing[i : i + NUM_ENVS] for i in range(0, len(missing), NUM_ENVS)]
     made = steps = 0
     progress = Progress(len(missing), "rollouts")
-    with WorkerPool(min(WORKERS, len(items)), initializer, constants) as workers:
-        for lengths in workers.imap_unordered(record, items):
-            made += len(lengths)
-            steps += sum(lengths)
+    with worker_pool(CLUSTER, min(WORKERS, len(items)), *initializer) as workers:
+        print(
+            f"{len(missing):,} of {ROLLOUTS:,} rollouts to make, in {folder}, with {workers.count} workers", flush=True
+        )
+        for results in workers.imap_unordered(record, items):
+            for seed, length, file in results:
+                write_file(folder / f"rollout-{seed}.npz", file)
+                made, steps = made + 1, steps + length
             progress.update(made, f"{steps:,} steps")
     contact_sheet(folder, seeds, Path(DATA) / "rollouts.png")
     print(f"{steps:,} steps in {len(missing):,} rollouts; some of them to look at: {Path(DATA) / 'rollouts.png'}")

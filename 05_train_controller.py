@@ -17,8 +17,8 @@ from typing import Literal
 
 from pipeline import script
 from pipeline.environment import hide_gpu, usable_cores
-from pipeline.script import NonNegativeInt
-from pipeline.workers import WorkerPool
+from pipeline.script import NonNegativeInt, PossiblyEmpty
+from pipeline.workers import worker_pool
 
 GENERATIONS = 200  # tutorial 200; paper 1,800
 POPULATION = 32  # controllers in a generation (tutorial 32; paper 64)
@@ -36,7 +36,8 @@ EVAL_EPISODES = 32  # of an evaluation, at most the 100 selection tracks (tutori
 INIT_FROM: Literal["zero", "dream_controller", "controller"] = "zero"
 SEED: NonNegativeInt = 1  # of the search and of its tracks
 NUM_ENVS = 32  # cars driven in lockstep by each worker: the batch that V and M see
-WORKERS = usable_cores()  # processes
+CLUSTER: PossiblyEmpty = ""  # a Ray cluster to work on, "auto" or "host:port" (docs/cluster.md); "": this machine
+WORKERS: NonNegativeInt = usable_cores()  # processes; on a cluster actors, 0: one for each of its CPUs
 MODELS = "models"
 DATA = "data"
 
@@ -51,7 +52,8 @@ def main() -> None:
 
     vae, rnn = loading.load_models(MODELS)
     starts = loading.load_starts(MODELS, vae)
-    with WorkerPool(WORKERS, worlds.make_real_world, MODELS, NUM_ENVS, MAX_IDLE_STEPS) as workers:
+    worker = worlds.make_real_world, loading.get_weights(vae, rnn), NUM_ENVS, MAX_IDLE_STEPS
+    with worker_pool(CLUSTER, WORKERS, *worker) as workers:
         search = evolution.Evolution(
             workers,
             ("real",),

@@ -20,8 +20,8 @@ from pipeline import UserError, script
 from pipeline.environment import hide_gpu, usable_cores
 from pipeline.files import load_npz, save_npz
 from pipeline.progress import Progress
-from pipeline.script import NonNegativeInt
-from pipeline.workers import WorkerPool
+from pipeline.script import NonNegativeInt, PossiblyEmpty
+from pipeline.workers import worker_pool
 
 import numpy as np
 
@@ -39,13 +39,13 @@ Z_NOISE = 0.25  # as in 04: how much of V's noise was in the z that M learned on
 TEMPERATURE = 1.0  # of all dreams: below 1 they are more certain, above 1 less
 BASELINE_EPISODES = 20  # of controllers of zeros, and of random ones, beside the score
 NUM_ENVS = 4  # cars driven in lockstep by each worker
-WORKERS = usable_cores()  # processes for the score
+CLUSTER: PossiblyEmpty = ""  # a Ray cluster to work on, "auto" or "host:port" (docs/cluster.md); "": this machine
+WORKERS: NonNegativeInt = usable_cores()  # processes for the score; on a cluster actors, 0: one for each of its CPUs
 MODELS = "models"
 DATA = "data"
 
 RATE = 50  # steps of the game a second
 WARMUP_STEPS = 50  # that M is shown before it first dreams: the camera zooms in
-SHIPPED = Path(__file__).parent / "models" / "trained"
 
 
 def main() -> None:
@@ -63,7 +63,8 @@ def main() -> None:
 
     from models import loading
 
-    folder = choose_weights()
+    needed = [f"{name}.weights.h5" for name in ("vae", "rnn", CONTROLLER)]
+    folder = loading.choose_weights(Path(MODELS), *needed)
     vae, rnn, parameters = loading.load(folder, CONTROLLER)
     starts = loading.load_starts(folder, vae)
 
@@ -73,7 +74,7 @@ def main() -> None:
     report_files(*video.moving(output_path("dreams.gif"), dreams(vae, rnn, starts, parameters), RATE / FRAME_SKIP))
     draw_curves(folder)
     if EPISODES:
-        score(folder, parameters)
+        score(vae, rnn, parameters)
 
 
 def validate() -> None:
@@ -85,18 +86,6 @@ def validate() -> None:
         raise UserError(f"MAX_STEPS={MAX_STEPS} must be {least + 1} to 1000")
     if min(RATE, MAX_DREAM_STEPS) < FRAME_SKIP:
         raise UserError(f"FRAME_SKIP={FRAME_SKIP} must be at most {RATE} and MAX_DREAM_STEPS: a GIF needs images")
-
-
-def choose_weights() -> Path:
-    """The folder whose weights are shown: yours where V, M and C are all there, else the shipped ones."""
-    needed = [f"{name}.weights.h5" for name in ("vae", "rnn", CONTROLLER)]
-    missing = [name for name in needed if not Path(MODELS, name).exists()]
-    if missing and all((SHIPPED / name).exists() for name in needed):
-        print(f"with the shipped weights in models/trained ({MODELS} has no {missing[0]})")
-        return SHIPPED
-    if not missing:
-        print(f"with your own weights in {MODELS}")
-    return Path(MODELS)  # where something is missing, loading says what, and which script makes it
 
 
 def output_path(name: str) -> Path:
@@ -229,10 +218,10 @@ SEARCHES = {
 
 def draw_curves(folder: Path) -> None:
     """Draw the training curves that are there: V and M by epoch, both controllers by generation."""
-    from models import figures
+    from models import figures, loading
 
     # The shipped weights' histories are beside them; yours are where training left them.
-    shipped = folder == SHIPPED
+    shipped = folder == loading.SHIPPED
     paths = {name: folder / f"{name}.{'history' if shipped else 'checkpoint'}.npz" for name in LOSSES}
     paths |= {name: (folder if shipped else Path(DATA)) / f"{name}.npz" for name in SEARCHES}
     if missing := [path.name for path in paths.values() if not path.exists()]:
@@ -258,11 +247,11 @@ def draw_curves(folder: Path) -> None:
     report_files(Path(DATA, "curves.png"))
 
 
-def make_score_world(folder: Path, num_envs: int, max_steps: int):
-    """What a worker drives in for the score."""
+def make_score_world(models: tuple, num_envs: int, max_steps: int):
+    """What a worker drives in for the score; `models` is what `loading.get_weights` returns."""
     from models import loading, worlds
 
-    return worlds.RealWorld(*loading.load_models(folder), num_envs, "gym", max_steps)
+    return worlds.RealWorld(*loading.build_models(models), num_envs, "gym", max_steps)
 
 
 def drive_some(world, item: tuple) -> tuple:
@@ -271,9 +260,9 @@ def drive_some(world, item: tuple) -> tuple:
     return name, rows, *world.drive(parameters, tracks)
 
 
-def score(folder: Path, parameters: np.ndarray) -> None:
+def score(vae, rnn, parameters: np.ndarray) -> None:
     """Drive the first EPISODES of the reported tracks on gym's own renderer; the last line is the score."""
-    from models import figures
+    from models import figures, loading
 
     tracks = np.array(REPORT_TRACKS[:EPISODES])
     count = min(EPISODES, BASELINE_EPISODES)
@@ -282,17 +271,18 @@ def score(folder: Path, parameters: np.ndarray) -> None:
         "zero": np.zeros((count, len(parameters))),
         "random": np.random.default_rng(0).normal(0, 0.1, (count, len(parameters))),  # another one for each track
     }
-    items = []
-    for name, each in controllers.items():
-        share = min(NUM_ENVS, -(-len(each) // WORKERS))
-        for start in range(0, len(each), share):
-            rows = np.arange(start, min(start + share, len(each)))
-            items.append((name, rows, each[rows], tracks[rows]))
     returns = {name: np.full(len(each), np.nan) for name, each in controllers.items()}
     progress = Progress(sum(map(len, controllers.values())), "episodes")
-    print(f"{progress.total} episodes on gym's own renderer, with {WORKERS} workers", flush=True)
     done = steps = 0
-    with WorkerPool(min(WORKERS, len(items)), make_score_world, folder, NUM_ENVS, MAX_STEPS) as workers:
+    worker = make_score_world, loading.get_weights(vae, rnn), NUM_ENVS, MAX_STEPS
+    with worker_pool(CLUSTER, min(WORKERS, progress.total), *worker) as workers:
+        items = []
+        for name, each in controllers.items():
+            share = min(NUM_ENVS, -(-len(each) // workers.count))
+            for start in range(0, len(each), share):
+                rows = np.arange(start, min(start + share, len(each)))
+                items.append((name, rows, each[rows], tracks[rows]))
+        print(f"{progress.total} episodes on gym's own renderer, with {workers.count} workers", flush=True)
         for name, rows, result, lengths in workers.imap_unordered(drive_some, items):
             returns[name][rows] = result
             done += len(rows)

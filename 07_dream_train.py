@@ -15,8 +15,8 @@ from typing import Literal
 
 from pipeline import script
 from pipeline.environment import hide_gpu, usable_cores
-from pipeline.script import NonNegativeInt
-from pipeline.workers import WorkerPool
+from pipeline.script import NonNegativeInt, PossiblyEmpty
+from pipeline.workers import worker_pool
 
 GENERATIONS = 60  # tutorial 200; here a longer search overfits to the model's errors
 POPULATION = 32  # controllers in a generation
@@ -37,7 +37,8 @@ INIT_FROM: Literal["zero", "dream_controller", "controller"] = "zero"
 SEED: NonNegativeInt = 1  # of the search and of the dreams
 DREAM_ENVS = 256  # dreams in lockstep in each worker
 NUM_ENVS = 32  # cars driven in lockstep by each worker on the real track
-WORKERS = usable_cores()  # processes
+CLUSTER: PossiblyEmpty = ""  # a Ray cluster to work on, "auto" or "host:port" (docs/cluster.md); "": this machine
+WORKERS: NonNegativeInt = usable_cores()  # processes; on a cluster actors, 0: one for each of its CPUs
 MODELS = "models"
 DATA = "data"
 
@@ -52,8 +53,9 @@ def main() -> None:
 
     vae, rnn = loading.load_models(MODELS)
     starts = loading.load_starts(MODELS, vae)
-    worker = (worlds.make_dream_world, MODELS, DREAM_ENVS, TEMPERATURE, MAX_DREAM_STEPS, NUM_ENVS, MAX_IDLE_STEPS)
-    with WorkerPool(WORKERS, *worker) as workers:
+    sizes = DREAM_ENVS, TEMPERATURE, MAX_DREAM_STEPS, NUM_ENVS, MAX_IDLE_STEPS
+    worker = worlds.make_dream_world, loading.get_weights(vae, rnn), starts, *sizes
+    with worker_pool(CLUSTER, WORKERS, *worker) as workers:
         search = evolution.Evolution(
             workers,
             ("dream", "real"),

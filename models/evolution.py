@@ -5,7 +5,6 @@ CMA-ES itself is pycma's (Hansen 2016, arXiv:1604.00772).
 
 import time
 from collections.abc import Iterator
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +77,12 @@ class CMAES:
 
 
 def evaluate_share(
-    worlds: dict, indices: Iterator[int], name: str, parameters: np.ndarray, tracks: np.ndarray
+    worlds: dict, episodes: Iterator[int], name: str, parameters: np.ndarray, tracks: np.ndarray, max_parallel: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """A worker's share of the episodes, in its world of that name; NaN where another worker drove."""
-    episodes = takewhile(lambda index: index < len(tracks), indices)
-    return worlds[name].drive(parameters, tracks, episodes=episodes)
+    shape = len(parameters), len(tracks)
+    parameters, tracks = np.repeat(parameters, shape[1], 0), np.tile(tracks, shape[0])
+    return worlds[name].drive(parameters, tracks, episodes=episodes, max_parallel=max_parallel)
 
 
 def evaluate(workers: WorkerPool, name: str, parameters: np.ndarray, tracks: np.ndarray) -> tuple[np.ndarray, int]:
@@ -91,8 +91,10 @@ def evaluate(workers: WorkerPool, name: str, parameters: np.ndarray, tracks: np.
     Raises `UserError` for a return that is missing or not finite.
     """
     shape = len(parameters), len(tracks)
-    shares = workers.run_on_all(evaluate_share, name, np.repeat(parameters, shape[1], 0), np.tile(tracks, shape[0]))
-    returns = np.full(shape[0] * shape[1], np.nan)
+    total = shape[0] * shape[1]
+    max_parallel = -(-total // workers.count)  # no worker takes so many that another has none
+    shares = workers.run_on_all(evaluate_share, total, name, parameters, tracks, max_parallel)
+    returns = np.full(total, np.nan)
     for share, _ in shares:
         returns = np.where(np.isnan(share), returns, share)
     if not np.isfinite(returns).all():

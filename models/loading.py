@@ -11,6 +11,19 @@ from pipeline.files import load_npz
 
 import numpy as np
 
+SHIPPED = Path(__file__).parent / "trained"
+
+
+def choose_weights(folder: Path, *needed: str) -> Path:
+    """`folder` where it has all the `needed` files, else the shipped weights where they have them; says which."""
+    missing = [name for name in needed if not (folder / name).exists()]
+    if missing and all((SHIPPED / name).exists() for name in needed):
+        print(f"with the shipped weights in models/trained ({folder} has no {missing[0]})")
+        return SHIPPED
+    if not missing:
+        print(f"with your own weights in {folder}")
+    return folder  # where something is missing, loading says what, and which script makes it
+
 
 def load(folder: Path | str, name: str = "controller") -> tuple[VAE, MDNRNN, np.ndarray]:
     """V, M and C of `folder`, or its "dream_controller". Raises `UserError` where one is missing or does not fit."""
@@ -29,6 +42,19 @@ def load_models(folder: Path | str) -> tuple[VAE, MDNRNN]:
 def fingerprints(vae: VAE, rnn: MDNRNN) -> dict[str, str]:
     """What a controller that is trained with these carries."""
     return {"vae": weights.fingerprint(vae.get_weights()), "rnn": weights.fingerprint(rnn.get_weights())}
+
+
+def get_weights(vae: VAE, rnn: MDNRNN) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """V and M as arrays, for workers that may be on another machine."""
+    return vae.get_weights(), rnn.get_weights()
+
+
+def build_models(models: tuple[list[np.ndarray], list[np.ndarray]]) -> tuple[VAE, MDNRNN]:
+    """V and M again, of what `get_weights` returns."""
+    vae, rnn = VAE(), MDNRNN()
+    vae.set_weights(models[0])
+    rnn.set_weights(models[1])
+    return vae, rnn
 
 
 def load_starts(folder: Path | str, vae: VAE) -> dict[str, np.ndarray]:

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from models import controller
 from models.car_racing import MAX_STEPS, CarRacing64
+from models.loading import build_models
 from models.loading import load as load
-from models.loading import load_models, load_starts
 from models.rnn import MDNRNN
 from models.sizes import ACTION_DIM, HIDDEN_SIZE, IMAGE_SHAPE, LATENT_DIM
 from models.vae import VAE
@@ -117,12 +117,14 @@ class RealWorld:
         on_step: Callable[[Step], None] | None = None,
         noise: np.ndarray | None = None,
         episodes: Iterable[int] | None = None,
+        max_parallel: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Drive one episode for each row of `parameters` (n, 867) and track seed in `tracks` (n,).
 
         Returns the returns, float64 (n,), and the lengths in steps, int64 (n,). `on_step` gets every step of every car.
         `noise` (n,) is the standard deviation of what is added to each episode's actions, drawn from its track's seed.
-        `episodes` are the rows to drive, by default all; the returns of the others are NaN.
+        `episodes` are the rows to drive, by default all, and no more than `max_parallel` at a time; the returns of the
+        others are NaN.
         """
         n, num_envs = len(tracks), len(self.envs)
         returns, lengths = np.full(n, np.nan), np.zeros(n, np.int64)
@@ -144,7 +146,7 @@ class RealWorld:
             if noise is not None:
                 disturbances[slot] = _disturbances(noise[episode], track)
 
-        for slot in range(num_envs):
+        for slot in range(min(num_envs, max_parallel or num_envs)):
             start_next(slot)
         state = tf.zeros((num_envs, LATENT_DIM + 2 * HIDDEN_SIZE))
         while any(car.episode is not None for car in cars):
@@ -225,13 +227,14 @@ class DreamWorld:
         tracks: np.ndarray,
         on_step: Callable[[Step], None] | None = None,
         episodes: Iterable[int] | None = None,
+        max_parallel: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `RealWorld.drive`; `on_step` gets no frame, but z, from which V can draw it."""
         n = len(tracks)
         returns, lengths = np.full(n, np.nan), np.zeros(n, np.int64)
         waiting = iter(range(n) if episodes is None else episodes)
         noises: dict[int, tuple[int, np.ndarray]] = {}  # by track
-        while batch := list(islice(waiting, self.num_envs)):
+        while batch := list(islice(waiting, min(self.num_envs, max_parallel or self.num_envs))):
             for track in {int(tracks[episode]) for episode in batch} - noises.keys():
                 noises[track] = self._dream_noise(track)
             rows = batch + batch[:1] * (self.num_envs - len(batch))  # always a full batch
@@ -265,15 +268,21 @@ class DreamWorld:
         return start, np.concatenate([uniform, normal, random.random((self.max_steps, 1))], 1).astype(np.float32)
 
 
-def make_real_world(folder: str, num_envs: int, max_idle_steps: int) -> dict[str, RealWorld]:
-    """What a worker of 05 works with."""
-    return {"real": RealWorld(*load_models(folder), num_envs, max_idle_steps=max_idle_steps)}
+def make_real_world(models: tuple, num_envs: int, max_idle_steps: int) -> dict[str, RealWorld]:
+    """What a worker of 05 works with; `models` is what `loading.get_weights` returns."""
+    return {"real": RealWorld(*build_models(models), num_envs, max_idle_steps=max_idle_steps)}
 
 
 def make_dream_world(
-    folder: str, dream_envs: int, temperature: float, max_dream_steps: int, num_envs: int, max_idle_steps: int
+    models: tuple,
+    starts: dict,
+    dream_envs: int,
+    temperature: float,
+    max_dream_steps: int,
+    num_envs: int,
+    max_idle_steps: int,
 ) -> dict[str, DreamWorld | RealWorld]:
     """What a worker of 07 works with: the dream to learn in, and the real world to see how far that carries."""
-    vae, rnn = load_models(folder)
-    dream = DreamWorld(rnn, load_starts(folder, vae), dream_envs, temperature, max_dream_steps)
-    return {"dream": dream, **make_real_world(folder, num_envs, max_idle_steps)}
+    _, rnn = build_models(models)
+    dream = DreamWorld(rnn, starts, dream_envs, temperature, max_dream_steps)
+    return {"dream": dream, **make_real_world(models, num_envs, max_idle_steps)}

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import io
 import os
 import stat
 import sys
@@ -9,7 +10,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pipeline import UserError
 
@@ -42,14 +43,29 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
 
 def save_npz(path: Path | str, level: int = 0, **arrays: Any) -> None:
     """Write arrays as one `.npz`, whole or not at all; `level` is deflate's, 0 to 9 (NumPy knows only 0 and 6)."""
+    with atomic_write(path) as temporary:
+        _write_npz(temporary, level, arrays)
+
+
+def pack_npz(level: int = 0, **arrays: Any) -> bytes:
+    """What `save_npz` would write: for a worker, which sends it to the process that writes."""
+    file = io.BytesIO()
+    _write_npz(file, level, arrays)
+    return file.getvalue()
+
+
+def write_file(path: Path | str, content: bytes) -> None:
+    """Write `content`, whole or not at all."""
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def _write_npz(file: Path | BinaryIO, level: int, arrays: dict[str, np.ndarray]) -> None:
     kind = zipfile.ZIP_DEFLATED if level else zipfile.ZIP_STORED
-    with (
-        atomic_write(path) as temporary,
-        zipfile.ZipFile(temporary, "w", kind, allowZip64=True, compresslevel=level or None) as archive,
-    ):
+    with zipfile.ZipFile(file, "w", kind, allowZip64=True, compresslevel=level or None) as archive:
         for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
 
 
 def load_npz(path: Path | str, producer: str) -> dict[str, np.ndarray]:

@@ -68,3 +68,20 @@ def by_epoch(axes, history: Sequence[dict[str, float]], labels: dict[str, str]) 
         axes.plot(*zip(*at), marker=".", label=label)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend()
+
+
+def learning_curve(path: Path | str, title: str, runs: dict[str, Sequence[float]], window: int = 100) -> None:
+    """The score of each training episode, and the mean of the last `window`, for each of `runs`.
+
+    Writes nothing where no episode was played: an earlier curve stays.
+    """
+    if not any(map(len, runs.values())):
+        return
+    with figure(path, title) as axes:
+        for number, (name, scores) in enumerate(runs.items()):
+            episodes = np.arange(1, len(scores) + 1)
+            means = [np.mean(scores[max(0, end - window) : end]) for end in range(1, len(scores) + 1)]
+            axes.plot(episodes, scores, ".", color=f"C{number}", alpha=0.3)
+            axes.plot(episodes, means, color=f"C{number}", label=f"{name}, mean of {window}")
+        axes.set(xlabel="training episode", ylabel="score")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(runs))

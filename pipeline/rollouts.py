@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import UserError
-from pipeline.files import load_npz, save_npz
+from pipeline.files import load_npz, pack_npz, reading
 
 import numpy as np
 
@@ -42,16 +42,17 @@ def held_out(names: Iterable[str]) -> set[str]:
 
     It depends on a rollout's name alone, so that V and M leave out the same ones, and further rollouts change nothing.
     """
-    hashes = {name: zlib.crc32(name.encode()) for name in names}
-    return {name for name in hashes if hashes[name] % HELD_OUT_SHARE == 0} or {
-        min(hashes, key=lambda name: hashes[name])
-    }
+    hashes = {name: zlib.crc32(name.encode(errors="surrogateescape")) for name in names}
+    chosen = {name for name in hashes if hashes[name] % HELD_OUT_SHARE == 0}
+    return chosen or {min(hashes, key=lambda name: hashes[name])}
 
 
 def summary(paths: Iterable[Path]) -> str:
     """A text that changes when a rollout is added, taken away or written anew with another size."""
     paths = list(paths)
-    digits = zlib.crc32("\n".join(f"{path.name} {path.stat().st_size}" for path in paths).encode())
+    digits = zlib.crc32(
+        "\n".join(f"{path.name} {path.stat().st_size}" for path in paths).encode(errors="surrogateescape")
+    )
     return f"{len(paths)} rollouts ({digits:08x})"
 
 
@@ -73,9 +74,9 @@ def check(arrays: dict[str, np.ndarray]) -> None:
         raise UserError("it has no frames")
 
 
-def write(folder: Path, seed: int, constants: dict[str, Any], **arrays: np.ndarray) -> None:
-    """Write the rollout on the track `seed`, with the constants that decide what is in it."""
-    save_npz(folder / f"rollout-{seed}.npz", level=1, constants=np.array(json.dumps(constants)), **arrays)
+def pack(settings: dict[str, Any], **arrays: np.ndarray) -> bytes:
+    """The file of a rollout, with the settings that decide what is in it. Workers make it, the script writes it."""
+    return pack_npz(level=1, constants=np.array(json.dumps(settings)), **arrays)
 
 
 def made_otherwise(folder: Path, seeds: Iterable[int], constants: dict[str, Any]) -> dict[str, list[Path]]:
@@ -85,10 +86,10 @@ def made_otherwise(folder: Path, seeds: Iterable[int], constants: dict[str, Any]
     for seed in sorted(seeds):
         path = folder / f"rollout-{seed}.npz"
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with reading(path, PRODUCER), np.load(path, allow_pickle=False) as file:
                 old = json.loads(str(file["constants"]))
                 differ = [name for name in constants if name in old and old[name] != constants[name]]
-        except Exception:  # it is of an earlier version; or no rollout, and who reads it says so
+        except UserError:  # it is of an earlier version; or no rollout, and who reads it says so
             continue
         if differ:
             told = ", ".join(f"{name}: {old[name]} → {constants[name]}" for name in differ)
@@ -164,9 +165,13 @@ def frame_stream(paths: list[Path], random: np.random.Generator, skipped: set[Pa
 def length(path: Path) -> int:
     """How many observations (T+1) a rollout says it has: from the header, without unpacking it. 0 when unreadable."""
     try:
-        with np.load(path, allow_pickle=False) as file, file.zip.open("obs.npy") as member:
+        with (
+            reading(path, PRODUCER),
+            np.load(path, allow_pickle=False) as file,
+            file.zip.open("obs.npy") as member,
+        ):
             version = np.lib.format.read_magic(member)
             header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             return header(member)[0][0]
-    except Exception:  # `read` says what is wrong with it
+    except UserError:  # `read` says what is wrong with it
         return 0

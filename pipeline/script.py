@@ -6,6 +6,7 @@ is loaded.
 
 import ast
 import errno
+import importlib.util
 import math
 import os
 import re
@@ -23,6 +24,7 @@ NonNegativeInt = Annotated[int, "at least 0"]
 NonNegativeFloat = Annotated[float, "at least 0"]
 NonPositiveFloat = Annotated[float, "at most 0"]
 Share = Annotated[float, "0 to 1"]
+PossiblyEmpty = Annotated[str, "any"]
 
 # Names that constants had once, each with its new ones: the one that a script has is suggested.
 RENAMED = {
@@ -177,14 +179,18 @@ def _validate(constants: dict[str, Any]) -> None:
             if value not in get_args(annotation):
                 raise UserError(f"{name}={value} must be one of {', '.join(map(str, get_args(annotation)))}")
             continue
-        if value in ("", ()):
-            raise UserError(f"{name} must not be empty")
         bound = annotation.__metadata__[0] if get_origin(annotation) is Annotated else "above 0"
+        if value in ("", ()) and bound != "any":
+            raise UserError(f"{name} must not be empty")
         if isinstance(value, tuple):
             bound = "at least 0"
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int | float) and not isinstance(number, bool) and not _fits(number, bound):
                 raise UserError(f"{name}={value} must be {bound}")
+    if constants.get("CLUSTER") and importlib.util.find_spec("ray") is None:
+        raise UserError(f"CLUSTER={constants['CLUSTER']} needs Ray, which is not installed: make cluster")
+    if constants.get("CLUSTER") == "" and constants["WORKERS"] == 0:
+        raise UserError("WORKERS=0 must be above 0: only a CLUSTER says how many there can be")
 
 
 def _fits(number: float, bound: str) -> bool:

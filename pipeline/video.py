@@ -6,7 +6,7 @@ Images are arrays of uint8 (height, width, 3), put together by hand: matplotlib 
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,24 @@ def moving(path: Path, pictures: Sequence[np.ndarray], rate: float) -> list[Path
         print(f"{film} was not made: ffmpeg says {told[-1] if told else error}")
         return [path]
     return [path, film]
+
+
+def show_episode(name: str, play: Callable[[Any], object], path: Path, window: "Window | None" = None) -> None:
+    """Let `play(env)` play an episode of gym's environment `name`: shown in `window`, without one as a GIF at `path`.
+
+    For environments of 50 frames a second: a GIF keeps every second one.
+    """
+    import gym
+
+    with suppress_stderr():  # notices of what draws the frames
+        env = gym.make(name, render_mode="rgb_array_list", disable_env_checker=True)
+        play(env)
+        frames = env.render()
+    if window is None:
+        print("Wrote", *moving(path, frames[::2], rate=25))
+        return
+    for frame in frames:
+        window.show(frame)
 
 
 def _palette(pictures: np.ndarray) -> Image.Image:

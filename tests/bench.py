@@ -236,7 +236,7 @@ def bench_training() -> None:
 
 def bench_cartpole() -> None:
     """DQN: whole runs, and the tutorial's update rule."""
-    from tests import bench_cartpole
+    from tools import bench_cartpole
 
     print("\nCartPole")
     bench_cartpole.main()

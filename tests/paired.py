@@ -22,12 +22,12 @@ DATA = "data"
 
 def main() -> None:
     """Drive, subtract."""
-    from models import evolution, worlds
+    from models import evolution, loading, worlds
 
     score = load_npz(Path(DATA) / "score.npz", "06_visualise.py EPISODES=100")
-    _, _, parameters = worlds.load(MODELS, str(score["controller"]))
-    with WorkerPool(WORKERS, worlds.prepare_real, MODELS, CARS, 0) as workers:
-        ours = evolution.drive_all(workers, "real", parameters[None], score["tracks"])[0][0]
+    vae, rnn, parameters = worlds.load(MODELS, str(score["controller"]))
+    with WorkerPool(WORKERS, worlds.make_real_world, loading.get_weights(vae, rnn), CARS, 0) as workers:
+        ours = evolution.evaluate(workers, "real", parameters[None], score["tracks"])[0][0]
     gyms = score["agent"]
     difference = ours - gyms
     error = difference.std(ddof=1) / np.sqrt(len(difference))

@@ -1,6 +1,5 @@
 """CMA-ES, its history and going on from it: models/evolution.py, on worlds that cost nothing."""
 
-import itertools
 import json
 
 from models import controller, evolution, history
@@ -44,7 +43,7 @@ class Bowl:
     def __init__(self, sign: float = 1.0) -> None:
         self.sign, self.driven = sign, []
 
-    def drive(self, parameters, tracks, episodes):
+    def drive(self, parameters, tracks, episodes, max_parallel):
         returns, lengths = np.full(len(tracks), np.nan), np.zeros(len(tracks), np.int64)
         for pair in episodes:
             luck = np.random.default_rng(tracks[pair]).normal(0, 0.01)
@@ -57,16 +56,16 @@ class Bowl:
 class TwoAtOnce:
     """Stands for `WorkerPool`: two of them, in this process, that take the pairs in turn."""
 
+    count = 2
+
     def __init__(self, *worlds, fail_at: int = -1) -> None:
         self.worlds, self.shares, self.fail_at = dict(zip(("real", "other"), worlds)), 0, fail_at
 
-    def run_on_all(self, task, *arguments):
+    def run_on_all(self, task, total, *arguments):
         self.shares += 1
         if self.shares == self.fail_at:
             raise KeyboardInterrupt
-        name, parameters, tracks = arguments
-        halves = (itertools.chain(range(first, len(tracks), 2), [10**9]) for first in (0, 1))
-        return [task(self.worlds, numbers, name, parameters, tracks) for numbers in halves]
+        return [task(self.worlds, iter(range(first, total, 2)), *arguments) for first in (0, 1)]
 
 
 def evolve(
@@ -148,8 +147,8 @@ def test_a_return_that_is_no_number_ends_the_run_and_keeps_what_there_was(tmp_pa
     before = (tmp_path / "controller.npz").read_bytes(), (tmp_path / "controller.weights.h5").read_bytes()
 
     class Bad(Bowl):
-        def drive(self, parameters, tracks, episodes):
-            returns, lengths = super().drive(parameters, tracks, episodes)
+        def drive(self, parameters, tracks, episodes, max_parallel):
+            returns, lengths = super().drive(parameters, tracks, episodes, max_parallel)
             returns[3] = bad
             return returns, lengths
 
@@ -160,8 +159,8 @@ def test_a_return_that_is_no_number_ends_the_run_and_keeps_what_there_was(tmp_pa
 
 def test_a_missing_return_is_never_a_score():
     class Lazy(Bowl):
-        def drive(self, parameters, tracks, episodes):
-            return super().drive(parameters, tracks, (pair for pair in episodes if pair != 5))
+        def drive(self, parameters, tracks, episodes, max_parallel):
+            return super().drive(parameters, tracks, (pair for pair in episodes if pair != 5), max_parallel)
 
     with pytest.raises(UserError, match="1 episodes have no finite return"):
         evolution.evaluate(TwoAtOnce(Lazy()), "real", np.zeros((4, 867)), np.arange(3))
@@ -308,8 +307,8 @@ def test_tracks_that_went_badly_are_driven_again(tmp_path):
     """Every third track is bad luck; they come again, and only they, beside new ones."""
 
     class Unlucky(Bowl):
-        def drive(self, parameters, tracks, episodes):
-            returns, lengths = super().drive(parameters, tracks, episodes)
+        def drive(self, parameters, tracks, episodes, max_parallel):
+            returns, lengths = super().drive(parameters, tracks, episodes, max_parallel)
             return returns - 1000.0 * (tracks % 3 == 0), lengths
 
     constants = {"EPISODES": 4, "HARD_TRACKS": 2}

@@ -142,12 +142,15 @@ def make_venv(machine: Machine) -> Path:
 
 
 def test_a_whole_venv_is_left_alone(machine, monkeypatch):
-    make_venv(machine)
+    python = make_venv(machine)
     assert machine.setup() == (0, [])
-    monkeypatch.chdir(machine.clone)
-    monkeypatch.setattr(setup, "STAMP", Path(".venv/whole"))
-    monkeypatch.setattr(setup, "lacks", pytest.fail)
-    assert setup.main() == 0  # after another one has built it meanwhile
+    monkeypatch.setattr(setup, "VENV", machine.clone / ".venv")
+    monkeypatch.setattr(setup, "STAMP", machine.clone / ".venv" / "whole")
+    made_from = setup.STAMP.read_text()
+    assert setup.is_whole(made_from)
+    assert not setup.is_whole(f"{made_from}scipy==1.17.0\n")
+    python.unlink()
+    assert not setup.is_whole(made_from)
 
 
 @pytest.mark.parametrize("harm", ["interrupted", "other packages", "its Python is gone"])
@@ -231,6 +234,7 @@ def test_a_compiler_is_tried_with_its_options(folder, tmp_path):
     assert setup.compile_error(f"{tmp_path}/c -O1") == "xcrun: error"
     (tmp_path / "c").write_text("#!/bin/sh\ntest $1 = -O1\n")
     assert setup.compile_error(f"{tmp_path}/c -O1") is None
+    assert "exit code 1" in setup.compile_error(f"{tmp_path}/c -O2")
 
 
 def test_a_folder_that_cant_be_written_to(folder, monkeypatch):

@@ -1,11 +1,12 @@
 import os
 import re
 
+from models import loading
 from models.recording import Recording, expect, open_loop
 from models.rnn import Prediction
 from pipeline import UserError, video
 from pipeline.files import load_npz, save_npz
-from tests.conftest import ROOT, refused, run_script, script_module
+from tests.conftest import ROOT, run_script, script_module
 
 import h5py
 import numpy as np
@@ -13,13 +14,6 @@ import pytest
 from PIL import Image
 
 SMALL = ("MAX_STEPS=84", "MAX_DREAM_STEPS=12", "DREAMS=2", "WORKERS=1", "NUM_ENVS=2")
-
-
-@pytest.fixture
-def alone(tmp_path):
-    """06 as it would be where nothing is shipped: next to nothing."""
-    os.symlink(ROOT / "06_visualise.py", tmp_path / "06_visualise.py")
-    return tmp_path / "06_visualise.py"
 
 
 def module_in(folder, **constants):
@@ -62,9 +56,10 @@ def test_pictures_and_score(untrained, tmp_path):
     assert round(float(score["agent"][0]), 1) == returned
 
 
-def test_missing_weights(alone, tmp_path):
-    line = refused(run_script(alone, f"MODELS={tmp_path / 'none'}", f"DATA={tmp_path}"))
-    assert line.endswith("vae.weights.h5 is missing: run 02_train_vae.py first")
+def test_missing_weights(tmp_path, as_script, monkeypatch):
+    monkeypatch.setattr(loading, "SHIPPED", tmp_path)
+    with pytest.raises(SystemExit, match=r"vae\.weights\.h5 is missing: run 02_train_vae\.py first$"):
+        as_script(module_in(ROOT), f"MODELS={tmp_path / 'none'}", f"DATA={tmp_path}")
 
 
 def test_memory_of_another_vision(linked, tmp_path, as_script):
@@ -86,18 +81,19 @@ def test_bad_constants(tmp_path, as_script, constant):
     assert constant.split("=")[0] in str(end.value)
 
 
-def test_shipped_weights_are_shown_while_ones_own_are_not_all_there(untrained, linked, tmp_path, capsys):
-    shipped = tmp_path / "repository" / "models" / "trained"
-    shipped.mkdir(parents=True)
-    module = module_in(tmp_path / "repository", MODELS=str(linked), SHIPPED=shipped)
-    assert module.choose_weights() == linked
+def test_shipped_weights_are_shown_while_ones_own_are_not_all_there(untrained, linked, tmp_path, capsys, monkeypatch):
+    shipped = tmp_path / "trained"
+    shipped.mkdir()
+    monkeypatch.setattr(loading, "SHIPPED", shipped)
+    needed = ("vae.weights.h5", "rnn.weights.h5")
+    assert loading.choose_weights(linked, *needed) == linked
     assert capsys.readouterr().out == f"with your own weights in {linked}\n"
     (linked / "rnn.weights.h5").unlink()
-    assert module.choose_weights() == linked  # nothing is shipped: loading tells what is missing
+    assert loading.choose_weights(linked, *needed) == linked  # nothing is shipped: loading tells what is missing
     assert capsys.readouterr().out == ""
     for path in untrained.iterdir():
         os.link(path, shipped / path.name)
-    assert module.choose_weights() == shipped
+    assert loading.choose_weights(linked, *needed) == shipped
     expected = f"with the shipped weights in models/trained ({linked} has no rnn.weights.h5)\n"
     assert capsys.readouterr().out == expected
 

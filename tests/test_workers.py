@@ -1,13 +1,16 @@
-"""Worker processes that share work, fail, and die: models/workers.py. With whole scripts: python -m tests.chaos."""
+"""Worker processes that share work, fail, and die: pipeline/workers.py. Whole scripts: python -m tests.chaos."""
 
 import errno
 import itertools
 import os
 import signal
+import subprocess
+import sys
 import time
 
 from pipeline import UserError
-from pipeline.workers import RETRIES, WorkerPool
+from pipeline.workers import RETRIES, WorkerPool, cause_of_death
+from tests.conftest import ROOT
 
 import pytest
 
@@ -16,14 +19,14 @@ def prepare(folder):
     return folder
 
 
-def numbers_below(folder, numbers, limit):
-    return list(itertools.takewhile(lambda number: number < limit, numbers))
+def claimed(folder, indices):
+    return list(indices)
 
 
-def die_once(folder, numbers, limit):
+def die_once(folder, indices):
     """The first of the workers dies in the middle of its share."""
     found = []
-    for number in itertools.takewhile(lambda number: number < limit, numbers):
+    for number in indices:
         found.append(number)
         if number == 3:
             die(folder, "died")
@@ -48,6 +51,10 @@ def always_die(folder, *_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def cannot_start(error):
+    raise error
+
+
 def full(folder, item):
     raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -69,7 +76,7 @@ def two(tmp_path_factory):
 
 def test_every_number_is_driven_once(two):
     for limit in (0, 1, 50):
-        shares = two.run_on_all(numbers_below, limit)
+        shares = two.run_on_all(claimed, limit)
         assert len(shares) == 2
         assert sorted(itertools.chain(*shares)) == list(range(limit))
 
@@ -114,3 +121,36 @@ def test_workers_that_always_die_end_the_run(tmp_path):
         pytest.raises(UserError, match=f"a worker process died {RETRIES + 1} times in a row"),
     ):
         list(workers.imap_unordered(always_die, range(3)))
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("no such sprite"), UserError("a worker can't start: ValueError: no such sprite")]
+)
+def test_an_initializer_that_fails_is_one_line_with_its_reason(capfd, error):
+    for call in (lambda pool: pool.run_on_all(claimed, 3), lambda pool: list(pool.imap_unordered(square, [1]))):
+        with WorkerPool(2, cannot_start, error) as workers, pytest.raises(UserError) as found:
+            call(workers)
+        assert str(found.value) == "a worker can't start: ValueError: no such sprite"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_memory_is_blamed_only_where_the_system_killed():
+    assert "memory" in cause_of_death([-signal.SIGTERM, -signal.SIGKILL])
+    assert cause_of_death([-signal.SIGTERM, -signal.SIGSEGV]) == "by SIGSEGV"
+    assert cause_of_death([None, 3, -signal.SIGTERM]) == "exit code 3"
+
+
+def test_a_task_of_the_script_has_the_constants_of_the_shell(tmp_path):
+    """A worker imports the script again, but NAME=value was set in the parent alone."""
+    path = tmp_path / "script.py"
+    path.write_text(
+        "from pipeline.workers import WorkerPool\n"
+        "HELD = 1\n"
+        "def task(prepared, item):\n    return HELD\n"
+        "if __name__ == '__main__':\n"
+        "    HELD = 2\n"
+        "    with WorkerPool(1, int) as workers:\n        print(*workers.imap_unordered(task, [0]))\n"
+    )
+    command = [sys.executable, str(path)]
+    found = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert found.stdout == "2\n", found.stderr

@@ -114,9 +114,9 @@ def test_returns_do_not_depend_on_the_order(real):
 
 
 def test_returns_do_not_depend_on_how_many_workers_there_are(untrained):
-    found = []
+    found, models = [], loading.get_weights(*loading.load_models(untrained))
     for count in (1, 2):
-        with WorkerPool(count, worlds.make_real_world, untrained, CARS, 15) as workers:
+        with WorkerPool(count, worlds.make_real_world, models, CARS, 15) as workers:
             found.append(evolution.evaluate(workers, "real", controllers(3, size=2.0), np.array([3000, 3001])))
     assert found[0][0].shape == (3, 2)
     assert found[0][0].tobytes() == found[1][0].tobytes()

@@ -39,7 +39,7 @@ def main() -> None:
     """Choose, drive, compare."""
     import json
 
-    from models import evolution, worlds
+    from models import evolution, loading, worlds
     from pipeline import plots
 
     history = load_npz(Path(DATA) / "controller.npz", "05_train_controller.py")
@@ -55,8 +55,10 @@ def main() -> None:
     chosen = sorted({int(np.argmin(abs(returns - value))) for value in wanted})
     parameters = candidates[chosen]
     tracks = np.array(SELECTION_TRACKS[-EPISODES:])
-    prepare = (worlds.make_dream_world, MODELS, 256, TEMPERATURE, MAX_DREAM_STEPS, 32, 100)
-    with WorkerPool(WORKERS, *prepare) as workers:
+    vae, rnn = loading.load_models(MODELS)
+    starts = loading.load_starts(MODELS, vae)
+    worker = worlds.make_dream_world, loading.get_weights(vae, rnn), starts, 256, TEMPERATURE, MAX_DREAM_STEPS, 32, 100
+    with WorkerPool(WORKERS, *worker) as workers:
         dream = evolution.evaluate(workers, "dream", parameters, tracks)[0].mean(1)
         real = evolution.evaluate(workers, "real", parameters, tracks)[0].mean(1)
     better = real >= np.median(real)

@@ -12,7 +12,8 @@ import json
 import zlib
 from pathlib import Path
 
-from models import settings
+from pipeline import UserError, script
+from pipeline.files import atomic_write, ensure_dir
 
 import numpy as np
 
@@ -20,37 +21,26 @@ MODELS = "models"
 OUTPUT = "data/dream/dream.bin"
 STARTS = 128  # so many of the starts of dreams, evenly spaced
 
-ROOT = Path(__file__).parent.parent
+NEEDED = ("vae.weights.h5", "rnn.weights.h5", "controller.weights.h5", "dream_starts.npz")
 MAGIC = b"WMDREAM\n"
 VERSION = 1  # of the layout; docs/dream/models.js reads this one only
 
 
 def main() -> None:
     """Export the weights of MODELS, or the shipped ones."""
-    from models import worlds
+    from models import loading
 
-    folder = choose_weights(Path(MODELS))
-    vae, rnn, parameters = worlds.load(folder)
-    data = pack(vae, rnn, parameters, worlds.load_starts(folder, vae), STARTS)
-    settings.make_folder(Path(OUTPUT).parent, "the folder of OUTPUT")
-    with settings.whole(OUTPUT) as temporary:
+    folder = loading.choose_weights(Path(MODELS), *NEEDED)
+    vae, rnn, parameters = loading.load(folder)
+    data = pack(vae, rnn, parameters, loading.load_starts(folder, vae), STARTS)
+    ensure_dir(Path(OUTPUT).parent, "the folder of OUTPUT")
+    with atomic_write(OUTPUT) as temporary:
         temporary.write_bytes(data)
     print(f"made: {OUTPUT} ({len(data) / 1e6:.1f} MB)")
 
 
-def choose_weights(models: Path) -> Path:
-    """The folder to export: `models` where V, M, C and the dream starts are all there, else the shipped."""
-    needed = [*(f"{name}.weights.h5" for name in ("vae", "rnn", "controller")), "dream_starts.npz"]
-    missing = [name for name in needed if not (models / name).exists()]
-    if not missing:
-        print(f"with your own weights in {models}")
-        return models
-    print(f"with the shipped weights in models/trained ({models} has no {missing[0]})")
-    return ROOT / "models" / "trained"
-
-
 def pack(vae, rnn, parameters: np.ndarray, starts: dict[str, np.ndarray], count: int) -> bytes:
-    """The whole binary, with `count` of the `starts`. Raises `Refused` for a number that half precision can't hold."""
+    """The whole binary, with `count` of the `starts`. Raises `UserError` for a number beyond half precision."""
     chosen = np.unique(np.linspace(0, len(starts["mu"]) - 1, count).astype(int))
     arrays = {
         **decoder_arrays(vae),
@@ -63,7 +53,7 @@ def pack(vae, rnn, parameters: np.ndarray, starts: dict[str, np.ndarray], count:
         halves = {name: np.asarray(array).astype("<f2") for name, array in arrays.items()}
     for name, array in halves.items():
         if not np.isfinite(array).all():
-            raise settings.Refused(f"{name} has numbers beyond 65,504, the largest of half precision: train it again")
+            raise UserError(f"{name} has numbers beyond 65,504, the largest of half precision: train it again")
     latents, hidden_size = starts["mu"].shape[-1], rnn.lstm.units
     header = {
         "sizes": {
@@ -114,4 +104,4 @@ def rnn_arrays(rnn) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    settings.run(main, globals())
+    script.run(main, globals(), reads=("MODELS",))

@@ -8,7 +8,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from models import settings
+from pipeline import script
 
 PORT = 8000  # another one where it is taken
 WEIGHTS = "data/dream/dream.bin"  # served as docs/dream/dream.bin, where there is such a file
@@ -80,4 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    settings.run(main, globals())
+    script.run(main, globals())

@@ -54,7 +54,7 @@ def lacks() -> Iterator[str]:
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         yield f"Python.h is missing for Python {VERSION}. {cure(f'{python}-dev', f'{python}-devel', brew)}"
     if why := no_compiler():
-        at = f" at CXX={os.environ['CXX']}" if "CXX" in os.environ else ""
+        at = f" at CXX={chosen}" if (chosen := os.environ.get("CXX")) else ""
         yield f"a C++ compiler that works is missing{at} ({why}). {cure('g++', 'gcc-c++', 'xcode-select --install')}"
     if not os.access(".", os.W_OK):
         yield f"{os.getcwd()} can't be written to. Clone into a folder of your own."
@@ -64,15 +64,15 @@ def lacks() -> Iterator[str]:
 
 def no_compiler() -> str | None:
     """Why no C++ compiler works; None if one does. If that is not the one Python was built with, sets CC and CXX."""
-    if "CXX" in os.environ:
-        return compile_error(os.environ["CXX"])
+    if chosen := os.environ.get("CXX"):
+        return compile_error(chosen)
     cc, own = (sysconfig.get_config_var(name) or name.lower() for name in ("CC", "CXX"))
     if shutil.which(shlex.split(cc)[0]) and compile_error(own) is None:
         return None
     errors = {name: compile_error(name) for name in ("c++", "g++", "clang++")}
     for name, error in errors.items():
         if error is None:
-            os.environ |= {"CC": os.environ.get("CC", name), "CXX": name}
+            os.environ |= {"CC": os.environ.get("CC") or name, "CXX": name}
             return None
     return errors["c++"]
 
@@ -87,7 +87,8 @@ def compile_error(compiler: str) -> str | None:
             done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         except OSError as error:
             return f"{compiler}: {error.strerror}"
-    return done.stderr.strip().partition("\n")[0] if done.returncode else None
+    said = done.stderr.strip().partition("\n")[0] or f"{compiler}: exit code {done.returncode}"
+    return said if done.returncode else None
 
 
 def free_megabytes() -> int:
@@ -107,6 +108,15 @@ def take_turn() -> None:
         fcntl.flock(folder, fcntl.LOCK_EX)
     except OSError:
         pass  # a network disk without locks
+
+
+def is_whole(wanted: str) -> bool:
+    """Whether .venv was made from what is wanted, and its Python runs."""
+    try:
+        made_from = STAMP.read_text("utf-8")
+        return made_from == wanted and subprocess.run([f"{VENV}/bin/python", "-c", ""]).returncode == 0
+    except OSError:
+        return False
 
 
 def environment() -> dict[str, str]:
@@ -175,7 +185,7 @@ def main() -> int:
     wanted = "".join(Path(name).read_text("utf-8") for name in ("requirements.txt", "tools/setup.sh", "tools/setup.py"))
     try:
         take_turn()
-        if STAMP.exists() and STAMP.read_text("utf-8") == wanted:
+        if is_whole(wanted):  # another one has built it meanwhile
             return 0
         lines = list(lacks())
         for line in lines:

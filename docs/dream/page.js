@@ -105,6 +105,7 @@ function showSpeed(milliseconds) {
 
 function begin() {
   setState("running");
+  before = performance.now();
   change({ begin: true, z: null });
 }
 
