@@ -167,7 +167,7 @@ def test_a_rollout_of_wrong_arrays(some_rollouts, tmp_path, arrays):
     path.write_bytes(whole.read_bytes())
     rollouts.read(path)
     changed(path, **arrays)
-    with pytest.raises(UserError, match="is no rollout") as error:
+    with pytest.raises(UserError, match="is not a valid rollout file") as error:
         rollouts.read(path)
     one_line(error, path, "Delete it and run 01_generate_data.py")
 
