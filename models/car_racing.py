@@ -134,7 +134,7 @@ class CarRacing64(gym_racing.CarRacing):
     def _start_drawing(self) -> None:
         mipmaps = self._drawn.mipmaps
         if self._texture is None:
-            self._texture = car_track.new_texture()
+            self._texture = np.empty_like(mipmaps[0])
         np.copyto(self._texture, mipmaps[0])
         self._mipmaps = [self._texture, *mipmaps[1:]]
 

@@ -86,16 +86,6 @@ class Track:
         return texture
 
 
-def new_texture() -> np.ndarray:
-    """Memory for a car's copy of a texture. It comes in blocks that are large enough for the system's huge pages."""
-    if not _spare_textures:
-        _spare_textures.extend(np.empty((8, TEXTURE_SIZE, TEXTURE_SIZE, 3), np.uint8))
-    return _spare_textures.pop()
-
-
-_spare_textures: list[np.ndarray] = []
-
-
 class TrackCache:
     """The last few tracks by seed: the candidates of a generation share theirs."""
 
