@@ -1,100 +1,79 @@
-"""Step 4 of the tutorial: drive at random, and keep what was seen and done.
+"""Step 4 of the tutorial: drive at random, and record what was seen and done.
 
-Reads nothing (with POLICY=controller: the weights of V, M and C in models/).
-Writes data/rollouts/rollout-<track seed>.npz, one a rollout; for T frames driven
-
-    obs     uint8   (T+1, 64, 64, 3)   obs[t] is what was seen before action[t], obs[T] what was seen last
-    action  float32 (T, 3)             steering -1 to 1, gas 0 to 1, brake 0 to 1
-    reward  float32 (T,)               follows action[t]
-    done    bool    (T,)               left the field or finished the lap; never the frame limit
+Reads nothing (with POLICY=controller: V, M and C in MODELS).
+Writes DATA/rollouts/rollout-<track seed>.npz, one a rollout (pipeline/rollouts.py says what is in it), and
+DATA/rollouts.png, some of them to look at.
 
 A second run adds what is missing and keeps what is there. The same seeds give the same rollouts.
 Takes about 2½ minutes for 4,000 rollouts on 2 cores, and 0.9 GB of disk.
 """
 
-import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from models.tracks import ROLLOUT_TRACKS
 from pipeline import UserError, rollouts, script
-from pipeline.files import atomic_write, ensure_dir, save_npz
+from pipeline.environment import hide_gpu, usable_cores
+from pipeline.files import atomic_write, ensure_dir
 from pipeline.progress import Progress
-from pipeline.script import NonNegativeFloat, NonNegativeInt
+from pipeline.script import NonNegativeInt, Share
 from pipeline.workers import WorkerPool
 
 import cv2
 import numpy as np
 
-ROLLOUTS = 4000  # how many there should be in the end, 170 frames on average (tutorial 2,000 of 300; paper 10,000)
-STEPS = 300  # frames of each at most (tutorial 300; paper 1,000)
-FIRST: NonNegativeInt = 0  # number of the first one; each number is a track and a drive of its own
-POLICY: Literal["random", "controller"] = (
-    "random"  # or "controller": drive with the trained one and noise, the paper's iterative training
-)
-MODELS = "models"  # where the controller, V and M are (POLICY=controller)
-CONTROLLER: Literal["controller", "dream_controller"] = "controller"  # or "dream_controller": whose weights drive
-WORKERS = os.cpu_count()  # processes
-DATA = "data"  # rollouts are written to the folder "rollouts" in it
+ROLLOUTS = 4000  # how many there should be in the end, of 170 steps on average (tutorial 2,000 of 300; paper 10,000)
+MAX_STEPS = 300  # of a rollout (tutorial 300; paper 1,000)
+FIRST_ROLLOUT: NonNegativeInt = 0  # number of the first one; each number is a track and a rollout of its own
+# "controller": drive with a trained controller and noise, the paper's iterative training
+POLICY: Literal["random", "controller"] = "random"
+CONTROLLER: Literal["controller", "dream_controller"] = "controller"  # which one, with POLICY="controller"
+NUM_ENVS = 32  # cars driven at once by each worker, with POLICY="controller"
+WORKERS = usable_cores()  # processes
+MODELS = "models"
+DATA = "data"
 
-# Random driving. All of the numbers are drawn anew for each rollout or each held action.
-ACCELERATE: NonNegativeInt = 20  # frames of full gas at the start, so that the car gets going (tutorial: a few)
-HOLD = 10  # frames that an action is held at most: a new one for every frame would average out
-ON_THE_MOVE: NonNegativeFloat = (
-    0.6  # share of the rollouts that start at a random place of the track, at speed: curves are seen early
-)
-LEAVING: NonNegativeFloat = (
-    0.04  # share that starts far out and drives off the field, which chance alone hardly ever does
-)
-LOST = 50  # a rollout ends after so many frames on the grass: there is little to learn about roads out there …
-WANDERING: NonNegativeFloat = (
-    0.3  # … but for this share of the rollouts, so that the grass, and how one gets back, is known too
-)
-SPEEDS = (10.0, 90.0)  # of those that start on the move, in units/s (a good lap averages 60)
+# The random policy. All of its numbers are drawn anew for each rollout or each held action.
+WARMUP_STEPS: NonNegativeInt = 20  # steps of full gas at the start, so that the car gets going (tutorial: a few)
+MAX_ACTION_REPEAT = 10  # steps that an action is held at most: new ones at every step would average out
+MOVING_START_SHARE: Share = 0.6  # of the rollouts start at speed at a random place of the track, so V sees curves
+START_SPEEDS = (10.0, 90.0)  # of those, in units/s (a good lap averages 60)
+LEAVE_SHARE: Share = 0.04  # of the rollouts start far out and leave the field, which chance alone hardly ever does
+MAX_GRASS_STEPS = 50  # a rollout ends after so many steps on the grass: there is little to learn about roads out there
+WANDER_SHARE: Share = 0.3  # of the rollouts stay on the grass all the same, so that the way back is known too
 
-# Driving with the controller.
-NOISE = (0.0, 0.1, 0.3, 0.6, 1.0)  # standard deviations of what is added to its actions, in turn
-CARS = 32  # driven at once by each worker
+# The controller's actions get Gaussian noise, each rollout the next of these standard deviations.
+ACTION_NOISE = (0.0, 0.1, 0.3, 0.6, 1.0)
+
+NOT_IN_A_ROLLOUT = ("ROLLOUTS", "FIRST_ROLLOUT", "MODELS", "DATA", "WORKERS", "NUM_ENVS")  # all others decide it
 
 
-def random_rollout(env, seed: int, steps: int) -> dict[str, np.ndarray]:
-    """Drive at random on the track of `seed` for at most `steps` frames."""
+def random_rollout(env, seed: int, max_steps: int) -> dict[str, np.ndarray]:
+    """Drive at random on the track of `seed` for at most `max_steps` steps; the arrays of pipeline/rollouts.py."""
     random = np.random.default_rng(seed)
-    frame, _ = env.reset(seed=seed)
-    kind, restless, wanders = random.random(), random.uniform(0.1, 1.0), random.random() < WANDERING
-    heavy = random.random()  # the least gas this driver gives: some never lift, and M must know how that ends
-    straight_on = kind < LEAVING
-    if straight_on:
-        x, y = random.uniform(-1, 1, 2)
-        out = max(abs(x), abs(y))  # onto the edge of a square, then 40 to 100 units inside the field's border
-        x, y = np.array([x, y]) / out * random.uniform(230, 290)
-        frame = env.place(x, y, np.arctan2(-x, y) + random.normal(0, 0.3), random.uniform(*SPEEDS))
-    elif kind < LEAVING + ON_THE_MOVE:
-        _, angle, x, y = env.track[random.integers(len(env.track))]
-        frame = env.place(x, y, angle + random.normal(0, 0.15), random.uniform(*SPEEDS))
-    obs, actions, rewards, dones = [frame], [], [], []
-    held, on_grass, action = 0, 0, np.zeros(3)
-    for t in range(steps):
+    first_obs, _ = env.reset(seed=seed)
+    mode, steering_std, may_wander = random.random(), random.uniform(0.1, 1.0), random.random() < WANDER_SHARE
+    min_gas = random.random()  # some drivers never lift, and M must know how that ends
+    heading_out = mode < LEAVE_SHARE
+    from_start = mode >= LEAVE_SHARE + MOVING_START_SHARE
+    if not from_start:
+        first_obs = place_car(env, random, heading_out)
+    obs, actions, rewards, dones = [first_obs], [], [], []
+    held, grass_steps, action = 0, 0, np.zeros(3)
+    for t in range(max_steps):
         if held == 0:
-            held = random.integers(1, HOLD + 1)
-            coasts, brakes = random.random(2) < 0.15
-            action = np.array(
-                [
-                    np.clip(random.normal(0, 0.1 if straight_on else restless), -1, 1),
-                    random.uniform(heavy, 1) if straight_on or not coasts else 0.0,
-                    random.random() if brakes and not straight_on else 0.0,
-                ]
-            )
+            held = random.integers(1, MAX_ACTION_REPEAT + 1)
+            action = random_action(random, steering_std, min_gas, heading_out)
         held -= 1
-        if t < ACCELERATE and kind >= LEAVING + ON_THE_MOVE:
+        if t < WARMUP_STEPS and from_start:
             action = np.array([action[0] * 0.2, 1.0, 0.0])
-        frame, reward, left, _, _ = env.step(action.astype(np.float32))
+        frame, reward, terminated, _, _ = env.step(action.astype(np.float32))
         obs.append(frame)
         actions.append(action)
         rewards.append(reward)
-        dones.append(left or env.lap_finished)
-        on_grass = 0 if any(wheel.tiles for wheel in env.car.wheels) else on_grass + 1
-        if dones[-1] or (on_grass >= LOST and not wanders and not straight_on):
+        dones.append(terminated or env.lap_finished)
+        grass_steps = 0 if any(wheel.tiles for wheel in env.car.wheels) else grass_steps + 1
+        if dones[-1] or (grass_steps >= MAX_GRASS_STEPS and not may_wander and not heading_out):
             break
     return {
         "obs": np.array(obs, np.uint8),
@@ -104,56 +83,87 @@ def random_rollout(env, seed: int, steps: int) -> dict[str, np.ndarray]:
     }
 
 
-def prepare_random(folder: str, steps: int):
-    """What a worker of the random policy works with."""
+def place_car(env, random: np.random.Generator, heading_out: bool) -> np.ndarray:
+    """Put the car somewhere on the track at speed, or far out and heading for the border; returns what it sees."""
+    if heading_out:
+        x, y = random.uniform(-1, 1, 2)
+        out = max(abs(x), abs(y))  # onto the edge of a square, then 40 to 100 units inside the field's border
+        x, y = np.array([x, y]) / out * random.uniform(230, 290)
+        return env.place(x, y, np.arctan2(-x, y) + random.normal(0, 0.3), random.uniform(*START_SPEEDS))
+    _, angle, x, y = env.track[random.integers(len(env.track))]
+    return env.place(x, y, angle + random.normal(0, 0.15), random.uniform(*START_SPEEDS))
+
+
+def random_action(random: np.random.Generator, steering_std: float, min_gas: float, heading_out: bool) -> np.ndarray:
+    """Steering, gas and brake, (3,): now and then no gas, now and then some brake."""
+    coasts, brakes = random.random(2) < 0.15
+    return np.array(
+        [
+            np.clip(random.normal(0, 0.1 if heading_out else steering_std), -1, 1),
+            random.uniform(min_gas, 1) if heading_out or not coasts else 0.0,
+            random.random() if brakes and not heading_out else 0.0,
+        ]
+    )
+
+
+def make_random_env(constants: dict[str, Any]):
+    """What a worker of the random policy works with. It imports this script anew: what the shell set comes along."""
     from models.car_racing import CarRacing64
 
-    return CarRacing64("fast"), folder, steps
+    globals().update(constants)
+    return CarRacing64("fast"), constants
 
 
-def make_random(prepared, seed: int) -> list[int]:
-    """Make and write one rollout; returns its length in frames."""
-    env, folder, steps = prepared
-    rollout = random_rollout(env, seed, steps)
-    save_npz(f"{folder}/rollout-{seed}.npz", level=1, **rollout)
+def record_random(prepared, seed: int) -> list[int]:
+    """Record and write one rollout; returns its length in steps."""
+    env, constants = prepared
+    rollout = random_rollout(env, seed, MAX_STEPS)
+    rollouts.write(Path(DATA, "rollouts"), seed, decisive(constants), **rollout)
     return [len(rollout["done"])]
 
 
-def prepare_controller(folder: str, steps: int, models: str, name: str):
-    """What a worker that drives with a controller works with."""
+def make_controlled_world(constants: dict[str, Any]):
+    """What a worker that drives with a controller works with, as `make_random_env`."""
     from models import worlds
 
-    vae, rnn, parameters = worlds.load(models, name)
-    return worlds.RealWorld(vae, rnn, CARS, frames=steps), parameters, folder
+    globals().update(constants)
+    vae, rnn, parameters = worlds.load(MODELS, CONTROLLER)
+    return worlds.RealWorld(vae, rnn, NUM_ENVS, max_steps=MAX_STEPS), parameters, constants
 
 
-def make_with_controller(prepared, seeds: list[int]) -> list[int]:
-    """Drive and write a rollout for each seed, in lockstep; returns their lengths in frames."""
-    world, parameters, folder = prepared
-    drives = [[] for _ in seeds]
+def record_controlled(prepared, seeds: list[int]) -> list[int]:
+    """Record and write a rollout for each seed, in lockstep; returns their lengths in steps."""
+    world, parameters, constants = prepared
+    episodes = [[] for _ in seeds]
 
-    def watch(seen) -> None:
-        drive = drives[seen.pair]
-        drive.append(seen)
-        if seen.last is None:
+    def on_step(step) -> None:
+        steps = episodes[step.episode]
+        steps.append(step)
+        if step.final_obs is None:
             return
-        save_npz(
-            f"{folder}/rollout-{seeds[seen.pair]}.npz",
-            level=1,
-            obs=np.array([step.frame for step in drive] + [seen.last]),
-            action=np.array([step.action for step in drive]),
-            reward=np.array([step.reward for step in drive], np.float32),
-            done=np.array([step.done for step in drive]),
+        rollouts.write(
+            Path(DATA, "rollouts"),
+            seeds[step.episode],
+            decisive(constants),
+            obs=np.array([step.frame for step in steps] + [step.final_obs]),
+            action=np.array([step.action for step in steps]),
+            reward=np.array([step.reward for step in steps], np.float32),
+            done=np.array([step.done for step in steps]),
         )
-        drive.clear()
+        steps.clear()
 
-    noise = np.array([NOISE[seed % len(NOISE)] for seed in seeds])
-    _, lengths = world.drive(np.tile(parameters, (len(seeds), 1)), np.array(seeds), watch, noise)
+    noise = np.array([ACTION_NOISE[seed % len(ACTION_NOISE)] for seed in seeds])
+    _, lengths = world.drive(np.tile(parameters, (len(seeds), 1)), np.array(seeds), on_step, noise)
     return lengths.tolist()
 
 
+def decisive(constants: dict[str, Any]) -> dict[str, Any]:
+    """The constants that decide what is in a rollout; it carries them."""
+    return {name: value for name, value in constants.items() if name not in NOT_IN_A_ROLLOUT}
+
+
 def contact_sheet(folder: Path, seeds: list[int], path: Path) -> None:
-    """A picture of what was seen: a row for each of eight rollouts, from its first frame to its last."""
+    """An image of what was seen: a row for each of eight rollouts, from its first frame to its last."""
     rows = []
     for seed in seeds[:: max(1, len(seeds) // 8)][:8]:
         obs = rollouts.read(folder / f"rollout-{seed}.npz")["obs"]
@@ -162,16 +172,18 @@ def contact_sheet(folder: Path, seeds: list[int], path: Path) -> None:
         cv2.imwrite(str(temporary), np.vstack(rows)[..., ::-1])
 
 
-def main() -> None:
-    """Make the rollouts that are missing."""
-    if ON_THE_MOVE + LEAVING > 1:
-        raise UserError("ON_THE_MOVE and LEAVING are shares of the rollouts: together at most 1")
-    if len(ROLLOUT_TRACKS) < FIRST + ROLLOUTS:
-        raise UserError(f"there are {len(ROLLOUT_TRACKS):,} track seeds for rollouts: FIRST + ROLLOUTS must stay below")
-    if len(SPEEDS) != 2 or SPEEDS[0] > SPEEDS[1]:
-        raise UserError(f"SPEEDS={SPEEDS} must be two numbers, the lower one first")
-    folder = ensure_dir(Path(DATA) / "rollouts")
-    seeds = [ROLLOUT_TRACKS[FIRST + i] for i in range(ROLLOUTS)]
+def validate() -> None:
+    """Raises `UserError` for constants that make no sense together."""
+    if MOVING_START_SHARE + LEAVE_SHARE > 1:
+        raise UserError("MOVING_START_SHARE and LEAVE_SHARE are shares of the rollouts: together at most 1")
+    if len(ROLLOUT_TRACKS) < FIRST_ROLLOUT + ROLLOUTS:
+        raise UserError(f"there are {len(ROLLOUT_TRACKS):,} track seeds: FIRST_ROLLOUT + ROLLOUTS is too large")
+    if len(START_SPEEDS) != 2 or START_SPEEDS[0] > START_SPEEDS[1]:
+        raise UserError(f"START_SPEEDS={START_SPEEDS} must be two numbers, the lower one first")
+
+
+def find_missing(folder: Path, seeds: list[int], constants: dict[str, Any]) -> list[int]:
+    """The seeds whose rollout is not there or damaged; says which ones were made with different settings."""
     missing = []
     for seed in seeds:
         path = folder / f"rollout-{seed}.npz"
@@ -179,28 +191,40 @@ def main() -> None:
             missing.append(seed)
             if path.exists():
                 print(f"{path} is damaged and is made again.")
+    for difference, paths in rollouts.made_otherwise(folder, set(seeds) - set(missing), decisive(constants)).items():
+        print(f"{len(paths):,} of them were made with different settings ({difference}) and are kept: the first is")
+        print(f"{paths[0]}, the last {paths[-1].name}. Delete them to make them again.")
+    return missing
+
+
+def main() -> None:
+    """Make the rollouts that are missing."""
+    validate()
+    hide_gpu()
+    folder, constants = ensure_dir(Path(DATA) / "rollouts"), script.settings(globals())
+    seeds = [ROLLOUT_TRACKS[FIRST_ROLLOUT + i] for i in range(ROLLOUTS)]
+    missing = find_missing(folder, seeds, constants)
     if not missing:
         print(f"{folder} has all {ROLLOUTS:,} of these rollouts; ROLLOUTS={2 * ROLLOUTS} would add as many again.")
-        print("The other constants change nothing about rollouts that are there: delete the folder to make them anew.")
         return
     print(f"{len(missing):,} of {ROLLOUTS:,} rollouts to make, in {folder}, with {WORKERS} workers")
     if POLICY == "random":
-        prepare, make, items = (prepare_random, str(folder), STEPS), make_random, missing
+        initializer, record, items = make_random_env, record_random, missing
     else:
         from models import worlds
 
-        worlds.load(MODELS, CONTROLLER)  # what is wrong with them is told here, once, not by every worker
-        items = [missing[i : i + CARS] for i in range(0, len(missing), CARS)]
-        prepare, make = (prepare_controller, str(folder), STEPS, MODELS, CONTROLLER), make_with_controller
-    rollouts_made = frames = 0
+        worlds.load(MODELS, CONTROLLER)  # what is wrong with them is reported here, once, not by every worker
+        initializer, record = make_controlled_world, record_controlled
+        items = [missing[i : i + NUM_ENVS] for i in range(0, len(missing), NUM_ENVS)]
+    made = steps = 0
     progress = Progress(len(missing), "rollouts")
-    with WorkerPool(min(WORKERS, len(items)), *prepare) as workers:
-        for made in workers.imap_unordered(make, items):
-            rollouts_made += len(made)
-            frames += sum(made)
-            progress.update(rollouts_made, f"{frames:,} frames")
+    with WorkerPool(min(WORKERS, len(items)), initializer, constants) as workers:
+        for lengths in workers.imap_unordered(record, items):
+            made += len(lengths)
+            steps += sum(lengths)
+            progress.update(made, f"{steps:,} steps")
     contact_sheet(folder, seeds, Path(DATA) / "rollouts.png")
-    print(f"{frames:,} frames in {len(missing):,} rollouts; some of them to look at: {Path(DATA) / 'rollouts.png'}")
+    print(f"{steps:,} steps in {len(missing):,} rollouts; some of them to look at: {Path(DATA) / 'rollouts.png'}")
 
 
 if __name__ == "__main__":

@@ -5,34 +5,42 @@ Writes  MODELS/vae.weights.h5 (the best so far on held-out rollouts), MODELS/vae
         DATA/vae_loss.png, DATA/vae_reconstructions.png, DATA/vae_latents.png
 Takes   about 20 minutes on 2 cores with bfloat16 (AMX), about 40 without
 
-The loss is the paper's: squared error summed over the picture, plus the KL divergence summed over the latents but
-never less than its tolerance, so that V is not paid for forgetting what it needs. Stopped at any moment, the same
-command goes on from the last epoch.
+The loss is `VAE.loss_terms` in models/vae.py. Stopped at any moment, the same command continues from the last epoch.
 """
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline import UserError, rollouts, script
-from pipeline.files import suppress_stderr
-from pipeline.progress import Progress
-from pipeline.script import NonNegativeFloat
-from pipeline.training import Checkpoint
+from pipeline import UserError, script
+from pipeline.script import NonNegativeFloat, NonNegativeInt
 
-import numpy as np
-
-EPOCHS = 40  # the paper: one pass over 10,000 rollouts; a finished run goes on when this is raised
-FRAMES_PER_EPOCH = 30_000  # a random share of the frames: what a kill loses at most
-BATCH = 100  # frames a step; the paper's code: 100
-LEARNING_RATE = 1e-3  # Adam's; the paper's code: 1e-4, for many more steps
-LEARNING_RATE_DECAY = 0.95  # the learning rate's factor from one epoch to the next
-KL_TOLERANCE: NonNegativeFloat = 0.5  # nats a latent that cost nothing (the paper's and the tutorial's)
-SHUFFLE = 8_192  # frames that are mixed at a time, 12 KB each: neighbours in a drive look alike
-HELD_OUT_FRAMES = 2_000  # at most, from rollouts that are never trained on
-GO_ON = False  # True: start from the weights that are there, with the rollouts that are there now
-SEED = 1
+EPOCHS = 40  # paper: one pass over 10,000 rollouts; raise it to train a finished run further
+FRAMES_PER_EPOCH = 30_000  # a random share of all frames
+BATCH_SIZE = 100  # frames (paper's code: 100)
+LEARNING_RATE = 1e-3  # Adam's (paper's code: 1e-4, for many more steps)
+LEARNING_RATE_DECAY = 0.95  # factor of the learning rate from one epoch to the next
+KL_TOLERANCE: NonNegativeFloat = 0.5  # nats a latent that cost nothing (paper and tutorial: 0.5)
+SHUFFLE_BUFFER = 8_192  # frames that are shuffled at a time, 12 KB each: neighbours in a rollout look alike
+VALIDATION_FRAMES = 2_000  # at most, from held-out rollouts
+FINE_TUNE = False  # True: start from the weights in MODELS, on the rollouts that are there now
+SEED: NonNegativeInt = 1
 DATA = "data"
 MODELS = "models"
+
+ACTIVE_STD = 0.3  # a latent is active if its mean varies by more over the frames (standard deviation)
+
+if __name__ == "__main__":
+    script.check(globals())  # a wrong constant is reported before TensorFlow is imported, which takes seconds
+
+from models import weights
+from models.vae import VAE, kl_divergence, to_uint8
+from pipeline import plots, rollouts
+from pipeline.training import ResumableTraining, keras_seed
+
+import keras
+import numpy as np
+import tensorflow as tf
 
 
 def main() -> None:
@@ -40,158 +48,123 @@ def main() -> None:
     paths = rollouts.find(Path(DATA, "rollouts"))
     held_out = rollouts.held_out(path.name for path in paths)
     training_paths = [path for path in paths if path.name not in held_out]
-    skipped = set()  # rollouts that turned out to be damaged
-    held_out_frames = some_frames([path for path in paths if path.name in held_out], skipped)
+    skipped: set[Path] = set()  # damaged rollouts
+    validation_frames = rollouts.some_frames(
+        [path for path in paths if path.name in held_out], VALIDATION_FRAMES, skipped
+    )
+    validation = validation_batches(validation_frames)
 
-    with suppress_stderr():
-        import keras
-        import tensorflow as tf
-
-    from models import weights
-    from models.vae import LATENTS, PICTURE, VAE, kl, sample, squared_error
-
-    keras.utils.set_random_seed(SEED)
+    keras.utils.set_random_seed(keras_seed(SEED))
     vae = VAE()
-    optimizer = keras.optimizers.Adam(LEARNING_RATE)
-    optimizer.build(vae.trainable_variables)
-
-    def losses(frames, seed):
-        """Each frame's squared error, KL above its tolerance, KL of each latent, and mu."""
-        mu, logvar = vae.encode(frames)
-        z = sample(mu, logvar, tf.random.stateless_normal(tf.shape(mu), seed))
-        divergence = kl(mu, logvar)
-        kept = tf.maximum(tf.reduce_sum(divergence, -1), KL_TOLERANCE * LATENTS)
-        return squared_error(frames, vae.picture(z)), kept, divergence, mu
-
-    @tf.function
-    def train_step(frames, seed):
-        with tf.GradientTape() as tape:
-            error, kept, *_ = losses(frames, seed)
-            loss = tf.reduce_mean(error + kept)
-        optimizer.apply(tape.gradient(loss, vae.trainable_variables), vae.trainable_variables)
-        return loss
-
-    held_out_step = tf.function(losses)
-
-    def evaluate():
-        """V on the held-out frames, always with the same noise."""
-        starts = range(0, len(held_out_frames), BATCH)
-        parts = [held_out_step(held_out_frames[start : start + BATCH], tf.constant((0, start))) for start in starts]
-        error, kept, divergence, mu = (np.concatenate(part) for part in zip(*parts))
-        return {
-            "loss": float(np.mean(error + kept)),
-            "error": float(np.mean(error)),
-            "latents": [round(float(nats), 4) for nats in divergence.mean(0)],
-            "active": int(np.sum(mu.std(0) > 0.3)),
-        }
-
-    def batches(epoch):
-        """The batches of an epoch. They depend on SEED and the epoch alone: a resumed run sees the same."""
-        stream = tf.data.Dataset.from_generator(
-            lambda: endless_frames(training_paths, np.random.default_rng((SEED, epoch)), skipped),
-            output_signature=tf.TensorSpec((None, *PICTURE), tf.uint8),
-        )
-        stream = stream.unbatch().shuffle(SHUFFLE, seed=SEED + epoch).batch(BATCH, drop_remainder=True)
-        return stream.take(steps).prefetch(2)
-
+    vae.compile(keras.optimizers.Adam(LEARNING_RATE), KL_TOLERANCE)
     weights_path = Path(MODELS, "vae.weights.h5")
-    checkpoint = Checkpoint(Path(MODELS, "vae.checkpoint.npz"), weights_path, globals(), rollouts.summary(paths))
-    history = checkpoint.resume(vae, optimizer) or []
-    if not history and GO_ON:
-        weights.load(weights_path, vae, "02_train_vae.py with GO_ON=False")
-        history.append({"epoch": 0, "train": None, **evaluate()})  # what further training has to beat
-    done = history[-1]["epoch"] if history else 0
+    run = ResumableTraining(
+        Path(MODELS, "vae.checkpoint.npz"),
+        weights_path,
+        Path(__file__).name,
+        script.settings(globals()),
+        rollouts.summary(paths),
+        save_weights=lambda: weights.save(weights_path, vae),
+        batch_size=BATCH_SIZE,
+    )
+    done = run.restore(vae)
+    if not done and FINE_TUNE:
+        weights.load(weights_path, vae)
+        run.start_from(vae, validation)
     if done >= EPOCHS:
-        print(f"{weights_path} is trained: {done} epochs. EPOCHS={2 * done} trains on; GO_ON=True starts again from it")
+        print(f"{weights_path} is trained: {done} epochs. EPOCHS={2 * done} trains it further")
     else:
         print(f"{len(training_paths)} rollouts to learn from, {len(held_out)} held out; {done} of {EPOCHS} epochs done")
-
-    steps = max(FRAMES_PER_EPOCH // BATCH, 1)
-    for epoch in range(done + 1, EPOCHS + 1):
-        optimizer.learning_rate.assign(LEARNING_RATE * LEARNING_RATE_DECAY ** (epoch - 1))
-        progress = Progress(steps * BATCH, "pictures", f"epoch {epoch}/{EPOCHS}: ")
-        losses_seen = []
-        for step, frames in enumerate(batches(epoch), 1):
-            losses_seen.append(float(train_step(frames, tf.constant((epoch, step)))))
-            if not np.isfinite(losses_seen[-1]):
-                raise UserError(
-                    f"the loss is {losses_seen[-1]} at step {step} of epoch {epoch}; the last good weights are kept. "
-                    "Try a lower LEARNING_RATE"
-                )
-            progress.update(step * BATCH, f"loss {np.mean(losses_seen[-50:]):.1f}")
-        if not losses_seen:
+        if not any(True for _ in rollouts.read_all(training_paths, skipped)):
             raise UserError("none of the rollouts to learn from can be read: run 01_generate_data.py")
-
-        history.append({"epoch": epoch, "train": float(np.mean(losses_seen)), **evaluate()})
-        now = history[-1]
-        best = now["loss"] <= min(entry["loss"] for entry in history)
-        if best:
-            weights.save(weights_path, vae)
-        checkpoint.save(history, vae, optimizer)
-        print(
-            f"epoch {epoch}: loss {now['train']:.1f}, held out {now['loss']:.1f}: squared error {now['error']:.1f}, "
-            f"KL {sum(now['latents']):.1f}, {now['active']} active latents{', the best so far' if best else ''}"
+        vae.fit(
+            training_batches(training_paths, done + 1, skipped),
+            steps_per_epoch=steps_per_epoch(),
+            initial_epoch=done,
+            epochs=EPOCHS,
+            validation_data=validation,
+            callbacks=[keras.callbacks.LearningRateScheduler(learning_rate), run],
+            shuffle=False,  # they are
+            verbose=0,
         )
 
-    weights.load(weights_path, vae, Path(__file__).name)
-    best = min(history, key=lambda entry: entry["loss"])
-    print(f"V of epoch {best['epoch']}: squared error {best['error']:.1f} a picture, {best['active']} active latents")
-    draw(history, best, held_out_frames, lambda frames: vae.decode(vae.encode(frames)[0]).numpy())
+    weights.load(weights_path, vae)
+    kl, active = latent_usage(vae, validation_frames)
+    print(f"V of epoch {run.best['epoch']}: squared error {run.best['val_squared_error']:.1f}, {active} active latents")
+    draw_loss(run.history)
+    draw_reconstructions(vae, validation_frames)
+    draw_latents(kl, active)
 
 
-def some_frames(paths: list[Path], skipped: set[Path]) -> np.ndarray:
-    """At most HELD_OUT_FRAMES frames uint8 (n, 64, 64, 3), spread over at most 50 of the rollouts."""
-    paths = paths[:: -(-len(paths) // 50)]
-    each = max(HELD_OUT_FRAMES // len(paths), 1)
-    parts = []
-    for _, rollout in rollouts.read_all(paths, skipped):
-        obs = rollout["obs"]
-        parts.append(obs[np.unique(np.linspace(0, len(obs) - 1, each).astype(int))])
-    if not parts:
-        raise UserError("none of the held-out rollouts can be read: run 01_generate_data.py")
-    return np.concatenate(parts)
+def learning_rate(epoch: int, _: float = 0.0) -> float:
+    """The learning rate of an epoch, counted from 0."""
+    return LEARNING_RATE * LEARNING_RATE_DECAY**epoch
 
 
-def endless_frames(paths: list[Path], random: np.random.Generator, skipped: set[Path]) -> Iterator[np.ndarray]:
-    """The frames of one rollout after the other in random order, uint8 (T+1, 64, 64, 3); ends if none can be read."""
-    while True:
-        found = False
-        for _, rollout in rollouts.read_all([paths[place] for place in random.permutation(len(paths))], skipped):
-            found = True
-            yield rollout["obs"]
-        if not found:
-            return
+def steps_per_epoch() -> int:
+    """Batches in an epoch."""
+    return max(FRAMES_PER_EPOCH // BATCH_SIZE, 1)
 
 
-def draw(history: list[dict], best: dict, frames: np.ndarray, reconstruct: Callable) -> None:
-    """The loss curve, held-out frames above their reconstructions, and what each latent carries, as PNG."""
-    from pipeline import plots
+def validation_batches(frames: np.ndarray) -> tf.data.Dataset:
+    """Batches of (frames, seed) as `VAE.fit` wants them, always with the same noise."""
+    starts = range(0, len(frames), BATCH_SIZE)
+    batches = tf.data.Dataset.from_generator(
+        lambda: ((frames[start : start + BATCH_SIZE], (0, start)) for start in starts), output_signature=VAE.batch_spec
+    )
+    return batches.apply(tf.data.experimental.assert_cardinality(len(starts)))
 
-    paths = [Path(DATA, f"vae_{name}.png") for name in ("loss", "reconstructions", "latents")]
-    with plots.figure(paths[0], "V learns to see") as ax:
-        trained = [entry for entry in history if entry["train"] is not None]
-        ax.plot(
-            [entry["epoch"] for entry in trained], [entry["train"] for entry in trained], marker=".", label="training"
+
+def training_batches(paths: list[Path], first: int, skipped: set[Path]) -> Iterator[tuple[tf.Tensor, np.ndarray]]:
+    """Batches of (frames, seed), from epoch `first` on without end.
+
+    Those of an epoch depend on SEED and the epoch alone, so a resumed run sees the same.
+    """
+    for epoch in itertools.count(first):
+        stream = tf.data.Dataset.from_generator(
+            lambda epoch=epoch: rollouts.frame_stream(paths, np.random.default_rng((SEED, epoch)), skipped),
+            output_signature=VAE.batch_spec[0],
         )
-        ax.plot(
-            [entry["epoch"] for entry in history],
-            [entry["loss"] for entry in history],
-            marker=".",
-            label="held-out rollouts",
-        )
-        ax.set(xlabel=f"epoch of {FRAMES_PER_EPOCH:,} frames", ylabel="squared error + KL, a picture", yscale="log")
-        ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.legend()
+        stream = stream.unbatch().shuffle(SHUFFLE_BUFFER, seed=keras_seed(SEED + epoch))
+        stream = stream.batch(BATCH_SIZE, drop_remainder=True)
+        for step, frames in enumerate(stream.take(steps_per_epoch()).prefetch(2), 1):
+            yield frames, np.array((epoch, step), np.int32)
 
+
+def latent_usage(vae: VAE, frames: np.ndarray) -> tuple[np.ndarray, int]:
+    """The mean KL divergence of each latent in nats (32,), and how many latents are active."""
+    parts = [vae.encode(frames[start : start + BATCH_SIZE]) for start in range(0, len(frames), BATCH_SIZE)]
+    mu, logvar = (np.concatenate(part) for part in zip(*parts))
+    return kl_divergence(mu, logvar).numpy().mean(0), int(np.sum(mu.std(0) > ACTIVE_STD))
+
+
+def draw_loss(history: list[dict[str, float]]) -> None:
+    """The loss by epoch, as PNG."""
+    path = Path(DATA, "vae_loss.png")
+    with plots.figure(path, "V's loss") as axes:
+        plots.by_epoch(axes, history, {"loss": "training", "val_loss": "held-out rollouts"})
+        axes.set(xlabel=f"epoch of {FRAMES_PER_EPOCH:,} frames", ylabel="squared error + KL, per frame", yscale="log")
+    print(f"drawn: {path}")
+
+
+def draw_reconstructions(vae: VAE, frames: np.ndarray) -> None:
+    """Held-out frames above their reconstructions, as PNG."""
+    path = Path(DATA, "vae_reconstructions.png")
     shown = frames[np.linspace(0, len(frames) - 1, 12).astype(int)]
-    rows = {"frame": shown, "V's picture": reconstruct(shown)}
-    plots.frame_rows(paths[1], "Frames that V never trained on, and what it makes of them through 32 numbers", rows)
+    rows = {"frame": shown, "reconstruction": to_uint8(vae(shown)).numpy()}
+    plots.image_grid(path, "Held-out frames, and what V makes of them through 32 numbers", rows)
+    print(f"drawn: {path}")
 
-    title = f"{best['active']} of {len(best['latents'])} latents are active; the others say nothing about the frame"
-    with plots.figure(paths[2], title) as ax:
-        ax.bar(range(1, len(best["latents"]) + 1), sorted(best["latents"], reverse=True))
-        ax.set(xlabel="latent, the busiest first", ylabel="KL to N(0, 1), nats")
-    print("drawn: " + ", ".join(map(str, paths)))
+
+def draw_latents(kl: np.ndarray, active: int) -> None:
+    """How much each latent carries, as PNG."""
+    path = Path(DATA, "vae_latents.png")
+    with plots.figure(
+        path, f"{active} of {len(kl)} latents are active; the others say nothing about the frame"
+    ) as axes:
+        axes.bar(range(1, len(kl) + 1), np.sort(kl)[::-1])
+        axes.set(xlabel="latents, by KL", ylabel="KL to N(0, 1), nats")
+    print(f"drawn: {path}")
 
 
 if __name__ == "__main__":

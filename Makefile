@@ -1,13 +1,13 @@
-# `make` builds .venv, once (.ci/setup.sh), and lists what there is. What needs .venv builds it too.
+# `make` builds .venv, once (tools/setup.sh), and lists what there is. What needs .venv builds it too.
 
-# The demo: every step small enough that all of it takes a quarter of an hour on 2 cores.
+# The demo: every step is small, and all of them together take about a quarter of an hour on 2 cores.
 DEMO_01 := ROLLOUTS=500
 DEMO_02 := EPOCHS=8 FRAMES_PER_EPOCH=15000 LEARNING_RATE_DECAY=0.8
 DEMO_03 :=
 DEMO_04 := EPOCHS=6 FRAMES_PER_EPOCH=200000 LEARNING_RATE_DECAY=0.7
-DEMO_05 := GENERATIONS=20 EVAL_TRACKS=16
-DEMO_06 := EPISODES=10 YARDSTICKS=2
-# It has folders of its own: trained weights are never written over.
+DEMO_05 := GENERATIONS=20 EVAL_EPISODES=16
+DEMO_06 := EPISODES=10 BASELINE_EPISODES=2
+# It has folders of its own and never overwrites your weights.
 DEMO := DATA=data/demo MODELS=models/demo
 
 PY := .venv/bin/python
@@ -18,24 +18,26 @@ export KERAS_HOME := $(CURDIR)/.venv/keras
 export PYTHONUNBUFFERED := 1
 unexport PYTHONHOME PYTHONPATH
 
-.PHONY: all help setup demo train test bench chaos lint clean
+.PHONY: all help setup demo train dream test bench chaos lint clean clean-trained
 
 all: setup help
 
 help:
 	@echo 'make demo    the whole tutorial, small: trains an agent in a quarter of an hour and shows it driving'
 	@echo 'make train   every step at tutorial scale: two to three hours'
+	@echo 'make dream   a page to drive in the dream, made from your own weights or the shipped ones, and served to your browser'
 	@echo 'make test    the tests'
 	@echo 'make bench   how fast each part is here'
 	@echo 'make chaos   what happens when a run is killed, the disk is full, a file is broken'
-	@echo 'make lint    ruff'
-	@echo 'make setup   only builds .venv; all others do that too where it is missing (PYTHON=python3.12 chooses one)'
-	@echo 'make clean   removes .venv and all that was generated: data, trained weights, caches; spares what git tracks'
+	@echo 'make lint    ruff, and mypy on models/ and pipeline/'
+	@echo 'make setup   only builds .venv; the others build it too where it is missing (PYTHON=python3.13 chooses one)'
+	@echo 'make clean   removes .venv and caches; keeps data and trained weights'
+	@echo 'make clean-trained   removes data/ and your weights in models/, and lists them; keeps models/trained/'
 
 setup:
-	@sh .ci/setup.sh
+	@sh tools/setup.sh
 
-# From nothing each time: a V trained anew makes the M and C of an earlier demo worthless.
+# Starts from nothing each time: M and C of an earlier demo do not fit a newly trained V.
 demo: setup
 	@rm -rf data/demo models/demo
 	$(PY) 01_generate_data.py $(DEMO) $(DEMO_01)
@@ -46,14 +48,14 @@ demo: setup
 	$(PY) 06_visualise.py $(DEMO) $(DEMO_06)
 	@echo; echo 'The demo made:'; find data/demo -name '*.gif' -o -name '*.mp4' -o -name '*.png' | sort | sed 's/^/  /'
 
-# All steps at tutorial scale, the dream first. Twice who has learned in M's dream drives on 400 new tracks, with noise on
-# its actions, and M learns on from where that led. Only then does C learn on the real track, from the last dreamer on.
-# A step that is done leaves a mark in data/train: the same command goes on where it was stopped.
+# All steps at tutorial scale, the dream first. In each of two rounds a controller learns in M's dream, then drives on 400
+# new tracks with noise on its actions, and M is trained further with these rollouts. Last, C learns on the real track and
+# starts from the dream controller. A finished step leaves a mark in data/train: run the command again to continue.
 once = @test -e data/train/$(1) || { echo '== $(1): $(2)'; $(PY) $(2) && mkdir -p data/train && touch data/train/$(1); }
-DRIVE := POLICY=controller CONTROLLER=dream_controller ROLLOUTS=400 STEPS=600
-LEARN_ON := GO_ON=True EPOCHS=12 LEARNING_RATE=0.001 LEARNING_RATE_DECAY=0.8
-# For who drives already: smaller steps, and half of the tracks ones that went badly.
-FINER := SIGMA=0.04 WHITENED=True COMPONENTS=30 POPULATION=24 TRACKS=6 REPLAYED=3 EVAL_TRACKS=100
+DRIVE := POLICY=controller CONTROLLER=dream_controller ROLLOUTS=400 MAX_STEPS=600
+FURTHER := FINE_TUNE=True EPOCHS=12 LEARNING_RATE=0.001 LEARNING_RATE_DECAY=0.8
+# For a controller that drives already: smaller steps, and half of the tracks are ones with low returns.
+FINER := SIGMA=0.04 WHITEN=True COMPONENTS=30 POPULATION=24 EPISODES=6 HARD_TRACKS=3 EVAL_EPISODES=100
 
 train: setup
 	$(call once,01,01_generate_data.py)
@@ -61,34 +63,40 @@ train: setup
 	$(call once,03,03_series.py)
 	$(call once,04,04_train_rnn.py)
 	$(call once,round-1-07,07_dream_train.py DATA=data/round-1)
-	$(call once,round-1-01,01_generate_data.py FIRST=10000 $(DRIVE))
+	$(call once,round-1-01,01_generate_data.py FIRST_ROLLOUT=10000 $(DRIVE))
 	$(call once,round-1-03,03_series.py)
-	$(call once,round-1-04,04_train_rnn.py $(LEARN_ON))
+	$(call once,round-1-04,04_train_rnn.py $(FURTHER))
 	$(call once,round-2-07,07_dream_train.py DATA=data/round-2)
-	$(call once,round-2-01,01_generate_data.py FIRST=20000 $(DRIVE))
+	$(call once,round-2-01,01_generate_data.py FIRST_ROLLOUT=20000 $(DRIVE))
 	$(call once,round-2-03,03_series.py)
-	$(call once,round-2-04,04_train_rnn.py $(LEARN_ON))
+	$(call once,round-2-04,04_train_rnn.py $(FURTHER))
 	$(call once,07,07_dream_train.py)
-	$(call once,05,05_train_controller.py START=dream_controller $(FINER) GENERATIONS=110)
+	$(call once,05,05_train_controller.py INIT_FROM=dream_controller $(FINER) GENERATIONS=110)
 	$(PY) 06_visualise.py
+
+dream: setup
+	@$(PY) -m tools.export_dream
+	@$(PY) -m tools.serve_dream
 
 test: setup
 	@$(PY) -m pytest
 
 bench: setup
-	@$(PY) -m tests.bench
+	@$(PY) -m tools.bench
 
 chaos: setup
-	@$(PY) -m tests.chaos
+	@$(PY) -m tools.chaos
 
 lint: setup
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
 
-# Not under git (an unpacked archive): only models/trained/ and data/readme/ came with it.
 clean:
-	@if test -e .git; then git clean -fdXq -- data models; \
-	else find data models -mindepth 1 -maxdepth 1 \
-	  \( -path 'data/*' ! -name readme -o -name '*.h5' -o -name '*.npz' -o -name '.*' \) -exec rm -rf {} +; fi
-	@rm -rf data/demo models/demo .venv .pytest_cache .ruff_cache
+	@rm -rf .venv .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Hours of training. models/trained/ came with the clone and stays.
+TRAINED := data/* data/.[!.]* models/demo models/*.h5 models/*.npz models/.[!.]*
+clean-trained:
+	@for path in $(TRAINED); do test ! -e "$$path" || { echo "removing $$path" && rm -rf "$$path"; }; done

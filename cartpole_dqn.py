@@ -1,4 +1,4 @@
-"""CartPole with a deep Q-network: learn to balance a pole from its falls alone, in less than 100 lines.
+"""CartPole with a deep Q-network: learn to balance a pole from its falls alone, in 100 lines.
 
 The tutorial's four ideas: the agent remembers what happened, replays it in batches, acts by the value of its two
 actions (or at random: ε-greedy), and learns the discounted target r + γ·max Q(s').
@@ -103,9 +103,9 @@ def main() -> None:
         video.Window("CartPole-v1", rate=50)  # gym draws in it; here, so that a missing screen is told at once
     keras.utils.set_random_seed(SEED)
     agent, path, scores, means, solved = Agent(), Path(MODELS, "cartpole.weights.h5"), [], [], False
-    env = gym.make("CartPole-v1", disable_env_checker=True)
+    env = gym.make("CartPole-v1", disable_env_checker=True)  # gym's checker does not run on NumPy 2
     if path.exists():
-        weights.load(path, agent.model, "cartpole_dqn.py")
+        weights.load(path, agent.model)
         agent.frozen, agent.epsilon, agent.first = agent.model.get_weights(), EPSILON_MIN, 5 * FIRST
     try:
         while not solved and len(scores) < EPISODES:
@@ -120,8 +120,9 @@ def main() -> None:
         with plots.figure(Path(DATA, "cartpole.png"), "CartPole: score by episode, and mean of 100") as axes:
             axes.plot(scores, ".", means, "-")
     print(f"\n{agent.count:,} steps; 100 new episodes: {np.mean([play(agent, env, i) for i in range(1000, 1100)]):.1f}")
+    view = "human" if SHOW else "rgb_array_list"
     with suppress_stderr():  # notices of what draws the pole
-        play(agent, env := gym.make("CartPole-v1", render_mode="human" if SHOW else "rgb_array_list"), seed=1000)
+        play(agent, env := gym.make("CartPole-v1", render_mode=view, disable_env_checker=True), seed=1000)
     if not SHOW:
         video.moving(Path(DATA, "cartpole.gif"), env.render()[::2], rate=25)
 

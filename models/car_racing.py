@@ -26,7 +26,7 @@ with suppress_stderr():  # gym's notice, once per process otherwise
     from gym.envs.box2d import car_dynamics
     from gym.envs.box2d import car_racing as gym_racing
 
-FRAMES = 1_000  # an episode's most; gym.make's time limit
+MAX_STEPS = 1_000  # of an episode; gym.make's time limit
 _TOUCHES_NOTHING = b2Filter(categoryBits=1, maskBits=0, groupIndex=0)
 _tracks = car_track.TrackCache()
 
@@ -72,7 +72,7 @@ class CarRacing64(gym_racing.CarRacing):
         if self.fast:
             self._use_fast_car()
         observation, reward, terminated, truncated, info = super().step(action)
-        return observation, reward, terminated, truncated or self.frames >= FRAMES, info
+        return observation, reward, terminated, truncated or self.frames >= MAX_STEPS, info
 
     def place(self, x: float, y: float, angle: float, speed: float) -> np.ndarray:
         """Put the car elsewhere, facing `angle` (radians, 0 is up) at `speed` (units/s), the zoom over: what it sees.

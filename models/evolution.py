@@ -1,42 +1,43 @@
-"""CMA-ES over a world: worker processes drive the candidates, and a run that was stopped goes on exactly where it was.
+"""CMA-ES over a world: worker processes drive the candidates; a run that is stopped continues exactly where it was.
 
-CMA-ES itself is pycma's. What a run has come to is decided by its seed and the fitnesses it was told, so these few
-kilobytes are the whole checkpoint: a run is taken up by telling a new CMA-ES the same again.
+CMA-ES itself is pycma's (Hansen 2016, arXiv:1604.00772).
 """
 
-import json
 import time
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from models import controller, weights
+from models.history import best_generation, load_history, new_record, plot_history, save_history
 from models.tracks import EVOLUTION_TRACKS, SELECTION_TRACKS
 from pipeline import UserError
-from pipeline.files import atomic_write, load_npz, save_npz
 from pipeline.progress import format_duration
 from pipeline.workers import WorkerPool
 
 import numpy as np
 
-RECENT = 25  # generations whose tracks may be driven again
+REPLAY_WINDOW = 25  # generations whose tracks may be driven again
+# Constants of 05 and 07 that a run does not depend on: all others must be the same when it continues.
+FREE = ("GENERATIONS", "WORKERS", "MODELS", "DATA", "CLUSTER")
 
 
-class Search:
-    """CMA-ES around the controller `start` (867,): three numbers, one an action, for each row of `basis` (k, 289).
+class CMAES:
+    """CMA-ES around the controller `x0` (867,): three numbers, one an action, for each row of `basis` (k, 289).
 
-    The same start, basis, seed and fitnesses give the same search, to the last bit. With `diagonal` it learns a
-    variance for each direction instead of a full covariance matrix (sep-CMA-ES, Ros & Hansen 2008), which takes far
-    fewer generations where the directions are the right ones.
+    The same x0, basis, seed and fitnesses give the same search, to the last bit. With `diagonal` it learns a variance
+    for each direction instead of a full covariance matrix (sep-CMA-ES, Ros & Hansen 2008), which takes far fewer
+    generations where the directions are the right ones.
     """
 
     def __init__(
-        self, start: np.ndarray, basis: np.ndarray, population: int, sigma: float, seed: int, diagonal: bool
+        self, x0: np.ndarray, basis: np.ndarray, population: int, sigma: float, seed: int, diagonal: bool
     ) -> None:
         import cma
 
         random = np.random.default_rng(seed)
-        self.start, self.basis = start, basis
+        self.x0, self.basis = x0, basis
         self.cma = cma.CMAEvolutionStrategy(
             np.zeros(controller.ACTIONS * len(basis)),
             sigma,
@@ -51,24 +52,24 @@ class Search:
         )
 
     def ask(self) -> np.ndarray:
-        """The next generation's candidates, (population, 867)."""
+        """The candidates of the next generation, (population, 867)."""
         self.asked = self.cma.ask()
         return self._controllers(np.array(self.asked))
 
     def tell(self, fitness: np.ndarray) -> None:
-        """How well each of them did, higher is better. Raises ValueError for a number that is not finite."""
+        """The fitness (population,) of the candidates, higher is better. Raises ValueError if it is not finite."""
         if not np.isfinite(fitness).all():
             raise ValueError("a fitness that is not finite")
         self.cma.tell(self.asked, (-fitness).tolist())
 
     @property
     def mean(self) -> np.ndarray:
-        """The middle of the distribution, (867,): what the search has come to. Its best draw was mostly luck."""
+        """The mean of the distribution, (867,): the result of the search. Its best candidate was mostly lucky."""
         return self._controllers(self.cma.mean[None])[0]
 
     def _controllers(self, numbers: np.ndarray) -> np.ndarray:
         steps = self.basis.T @ numbers.reshape(len(numbers), -1, controller.ACTIONS)
-        return self.start + steps.reshape(len(numbers), -1)
+        return self.x0 + steps.reshape(len(numbers), -1)
 
     @property
     def sigma(self) -> float:
@@ -76,238 +77,187 @@ class Search:
         return float(self.cma.sigma)
 
 
-def drive(worlds: dict, numbers: Iterator[int], name: str, parameters: np.ndarray, tracks: np.ndarray) -> tuple:
-    """A worker's share of the pairs, in its world of that name; NaN where another worker drove."""
-    pairs = takewhile(lambda number: number < len(tracks), numbers)
-    return worlds[name].drive(parameters, tracks, pairs=pairs)
+def evaluate_share(
+    worlds: dict, indices: Iterator[int], name: str, parameters: np.ndarray, tracks: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """A worker's share of the episodes, in its world of that name; NaN where another worker drove."""
+    episodes = takewhile(lambda index: index < len(tracks), indices)
+    return worlds[name].drive(parameters, tracks, episodes=episodes)
 
 
-def drive_all(workers: WorkerPool, name: str, parameters: np.ndarray, tracks: np.ndarray) -> tuple[np.ndarray, int]:
-    """Every controller on every track: the returns (controllers, tracks), and how many frames that took."""
+def evaluate(workers: WorkerPool, name: str, parameters: np.ndarray, tracks: np.ndarray) -> tuple[np.ndarray, int]:
+    """Every controller on every track: the returns (controllers, tracks), and how many steps were driven.
+
+    Raises `UserError` for a return that is missing or not finite.
+    """
     shape = len(parameters), len(tracks)
-    shares = workers.run_on_all(drive, name, np.repeat(parameters, shape[1], 0), np.tile(tracks, shape[0]))
+    shares = workers.run_on_all(evaluate_share, name, np.repeat(parameters, shape[1], 0), np.tile(tracks, shape[0]))
     returns = np.full(shape[0] * shape[1], np.nan)
     for share, _ in shares:
         returns = np.where(np.isnan(share), returns, share)
     if not np.isfinite(returns).all():
-        raise UserError(
-            f"{np.sum(~np.isfinite(returns))} drives have no return that is a number: nothing is made of them"
-        )
+        raise UserError(f"{np.sum(~np.isfinite(returns))} episodes have no finite return: this generation is discarded")
     return returns.reshape(shape), int(sum(lengths.sum() for _, lengths in shares))
 
 
-def check(constants: dict) -> None:
-    """Raises `UserError` for constants that `evolve` can do nothing with, before anything is loaded."""
+def validate(constants: dict[str, Any]) -> None:
+    """Raises `UserError` for constants of 05 and 07 that no search can have, before anything is loaded."""
     if constants["POPULATION"] < 4:
-        raise UserError("POPULATION must be at least 4: the better half of it is what CMA-ES learns from")
-    if constants["REPLAYED"] >= constants["TRACKS"]:
-        raise UserError("REPLAYED must be less than TRACKS: some of the tracks must be new")
-    if len(SELECTION_TRACKS) < constants["EVAL_TRACKS"]:
-        raise UserError(f"EVAL_TRACKS can be {len(SELECTION_TRACKS)} at most")
+        raise UserError("POPULATION must be at least 4: CMA-ES learns from the better half of it")
+    if constants["HARD_TRACKS"] >= constants["EPISODES"]:
+        raise UserError("HARD_TRACKS must be less than EPISODES: some of the tracks must be new")
+    if len(SELECTION_TRACKS) < constants["EVAL_EPISODES"]:
+        raise UserError(f"EVAL_EPISODES can be {len(SELECTION_TRACKS)} at most")
     if len(EVOLUTION_TRACKS) < _first_track(constants, constants["GENERATIONS"] + 1):
-        raise UserError(f"there are {len(EVOLUTION_TRACKS):,} track seeds: SEED, GENERATIONS or TRACKS is too large")
+        raise UserError(f"there are {len(EVOLUTION_TRACKS):,} track seeds: SEED, GENERATIONS or EPISODES is too large")
 
 
-def _first_track(constants: dict, generation: int) -> int:
-    return (constants["SEED"] * 1_000_000 + generation) * constants["TRACKS"]
+def _first_track(constants: dict[str, Any], generation: int) -> int:
+    return (constants["SEED"] * 1_000_000 + generation) * constants["EPISODES"]
 
 
-def _tracks(constants: dict, generation: int, record: dict[str, list]) -> np.ndarray:
-    """The tracks of a generation: new ones, and REPLAYED of those that went worst when they were last driven.
+def sample_tracks(constants: dict[str, Any], generation: int, record: dict[str, list]) -> np.ndarray:
+    """The tracks of a generation, (episodes,): new ones, and HARD_TRACKS of those with the lowest returns lately.
 
-    Most drives go well before all do; then nearly every new track says nothing about how to lose the road less often
-    (prioritized level replay, Jiang et al. 2021). They come from the worst quarter of the last RECENT generations.
+    Most episodes go well before all do; then nearly every new track says nothing about how to lose the road less often
+    (prioritized level replay, Jiang et al. 2021). They come from the worst quarter of the last REPLAY_WINDOW
+    generations.
     """
     first = _first_track(constants, generation)
-    tracks = np.array(EVOLUTION_TRACKS[first : first + constants["TRACKS"]])
-    recent = (np.ravel(record[name][-RECENT:]) for name in ("tracks", "track_returns"))
-    last = {int(track): found for track, found in zip(*recent)}
-    worst = sorted(last, key=last.get)[: len(last) // 4]
-    replayed = min(constants["REPLAYED"], len(worst))
-    if replayed:
-        tracks[:replayed] = np.random.default_rng(first).choice(worst, replayed, replace=False)
+    tracks = np.array(EVOLUTION_TRACKS[first : first + constants["EPISODES"]])
+    recent = (np.ravel(record[name][-REPLAY_WINDOW:]) for name in ("tracks", "track_returns"))
+    last_return = {int(track): returned for track, returned in zip(*recent)}
+    worst = sorted(last_return, key=lambda track: last_return[track])[: len(last_return) // 4]
+    hard = min(constants["HARD_TRACKS"], len(worst))
+    if hard:
+        tracks[:hard] = np.random.default_rng(first).choice(worst, hard, replace=False)
     return tracks
 
 
-def evolve(
-    workers: WorkerPool,
-    worlds: tuple[str, ...],
-    constants: dict,
-    origin: dict[str, str],
-    basis: np.ndarray,
-    *,
-    generations: int,
-    eval_every: int,
-    eval_tracks: int,
-    history: Path,
-    best: Path,
-) -> None:
-    """Evolve a controller in the first of `worlds`, and score the search's mean in all of them now and then.
+def initial_controller(settings: dict[str, Any], folder: Path, basis: np.ndarray) -> np.ndarray:
+    """Where the search starts, (867,): zeros, or the controller in `folder` that INIT_FROM names.
 
-    `constants` decide the run: POPULATION, TRACKS, REPLAYED, SIGMA, SEED, DIAGONAL, START and whatever else it depends
-    on. The search starts from zero, or from the controller of the name START beside `best`, made with the same V, which
-    is scored first; it moves along the rows of `basis` (k, 289). All candidates of a generation drive the same tracks.
-    Every `eval_every` generations the mean is scored on the selection tracks; the one with the best score in the first
-    world is kept in `best`, with the fingerprints `origin` of its V and M. After each generation `history` is written,
-    with a picture beside it; a run that finds its own history goes on from there, and refuses one of other constants.
+    Raises `UserError` where it is missing, of another V, or looks at more than `basis` can change.
     """
-    constants = {**constants, **origin, "EVAL_TRACKS": eval_tracks, "EVAL_EVERY": eval_every}
-    record = _read(history, constants, worlds, best, basis)
-    start, basis = np.array(record["start"]), np.array(record["basis"])
-    search = Search(start, basis, constants["POPULATION"], constants["SIGMA"], constants["SEED"], constants["DIAGONAL"])
-    kept = _best_generation(record, worlds)
-    for generation, fitness in enumerate([None, *record["fitness"]]):
-        if fitness is not None:
-            search.ask()
-            search.tell(fitness)
-        if generation == kept and not best.exists():
-            weights.save_controller(best, search.mean, **origin)
-    done = len(record["fitness"])
-    each = f"{constants['POPULATION']} controllers a generation, each on {constants['TRACKS']} tracks"
-    print(f"{each}; the workers take a few seconds to start", flush=True)
-    if done:
-        print(f"goes on after generation {done} of {history}")
-    seeds = np.array(SELECTION_TRACKS[:eval_tracks])
+    name = settings["INIT_FROM"]
+    if name == "zero":
+        return np.zeros(controller.PARAMETERS)
+    if not (folder / f"{name}.weights.h5").exists():
+        raise UserError(f"there is no {name} in {folder}: run {weights.PRODUCERS[name]} with INIT_FROM=zero first")
+    x0 = weights.load_controller(folder, name, vae=settings["vae"])
+    if x0.reshape(-1, controller.ACTIONS)[~basis.any(0)].any():
+        raise UserError(f"the {name} in {folder} looks at h, which FEATURES=z leaves out: INIT_FROM=zero")
+    return x0
 
-    def score(generation: int) -> str:
-        """Score the search's mean, keep it if it is the best so far, and say so."""
-        mean, note = search.mean, ""
-        scores = {name: drive_all(workers, name, mean[None], seeds)[0][0] for name in worlds}
-        record["eval_generation"].append(generation)
-        for name, returns in scores.items():
-            record[f"eval_{name}"].append(returns)
-            note += f"  {name} {returns.mean():.0f} ± {returns.std():.0f}"
-        if _best_generation(record, worlds) == generation:
-            weights.save_controller(best, mean, **origin)
-            note += " (best, kept)"
-        return note
 
-    if constants["START"] != "zero" and not record["eval_generation"]:
-        print(f"starts from the {constants['START'].replace('_', ' ')}:{score(0)}", flush=True)
-    begun = time.monotonic()
-    for generation in range(done + 1, generations + 1):
-        began = time.monotonic()
-        candidates = search.ask()
-        tracks = _tracks(constants, generation, record)
-        returns, frames = drive_all(workers, worlds[0], candidates, tracks)
-        fitness = returns.mean(1)
-        search.tell(fitness)
-        seconds = time.monotonic() - began
-        record["fitness"].append(fitness)
-        record["tracks"].append(tracks)
-        record["track_returns"].append(returns.mean(0))
-        record["sigma"].append(search.sigma)
-        record["frames"].append(frames)
-        note = ""
-        if generation % eval_every == 0 or generation == generations:
-            note = score(generation)
-            _picture(history.with_suffix(".png"), record, worlds)
-        record["seconds"].append(time.monotonic() - began)
-        save_npz(history, constants=np.array(json.dumps(constants)), **{k: np.array(v) for k, v in record.items()})
-        left = (time.monotonic() - begun) / (generation - done) * (generations - generation)
+class Evolution:
+    """A search in the first of `worlds` whose mean is evaluated in all of them now and then.
+
+    `constants` are those of the script, less the ones in FREE; `origin` are the fingerprints of V and M. The search
+    starts from `initial_controller` and moves along the rows of `basis` (k, 289). All candidates of a generation drive
+    the same tracks. Every EVAL_EVERY generations the mean is evaluated on the selection tracks; the one with the best
+    score in the first world is kept in `best_path`. After each generation `history_path` is written, with a plot beside
+    it; a run that finds its own history continues from there, and refuses one with different settings.
+    """
+
+    def __init__(
+        self,
+        workers: WorkerPool,
+        worlds: tuple[str, ...],
+        constants: dict[str, Any],
+        origin: dict[str, str],
+        basis: np.ndarray,
+        history_path: Path,
+        best_path: Path,
+    ) -> None:
+        self.workers, self.worlds, self.origin = workers, worlds, origin
+        self.settings = {name: value for name, value in constants.items() if name not in FREE} | origin
+        self.history_path, self.best_path = history_path, best_path
+        if history_path.exists():
+            self.record = load_history(history_path, self.settings, worlds)
+        else:
+            self.record = new_record(initial_controller(self.settings, best_path.parent, basis), basis, worlds)
+        names = ("POPULATION", "SIGMA", "SEED", "DIAGONAL")
+        start = np.array(self.record["x0"]), np.array(self.record["basis"])
+        self.search = CMAES(*start, *(self.settings[name] for name in names))
+        self._replay()
+
+    def _replay(self) -> None:
+        """Tell CMA-ES the fitnesses of the history again; restore the best controller where it is missing."""
+        best = best_generation(self.record, self.worlds[0])
+        for generation, fitness in enumerate([None, *self.record["fitness"]]):
+            if fitness is not None:
+                self.search.ask()
+                self.search.tell(fitness)
+            if generation == best and not self.best_path.exists():
+                weights.save_controller(self.best_path, self.search.mean, **self.origin)
+
+    def run(self, generations: int) -> None:
+        """Search until `generations` are done, printing a line for each."""
+        done = len(self.record["fitness"])
         print(
-            f"generation {generation}/{generations}  best {fitness.max():.0f}  mean {fitness.mean():.0f} ± "
-            f"{fitness.std():.0f}  σ {search.sigma:.3f}  {sum(record['frames']):,} frames  "
-            f"{frames / seconds:,.0f} frames/s  {format_duration(left)} left{note}",
+            f"{self.settings['POPULATION']} controllers a generation, {self.settings['EPISODES']} episodes each; "
+            "the workers take a few seconds to start",
             flush=True,
         )
-    if done >= generations:
-        print(f"{done} generations are done: GENERATIONS={2 * done} goes on")
-    kept = _best_generation(record, worlds)
-    if kept is not None:
-        returns = record[f"eval_{worlds[0]}"][record["eval_generation"].index(kept)]
-        print(
-            f"best in the {worlds[0]} world: the mean after generation {kept}, {np.mean(returns):.0f} ± "
-            f"{np.std(returns):.0f} on {len(returns)} selection tracks, kept in {best}; "
-            f"the curve is {history.with_suffix('.png')}"
+        if done:
+            print(f"continuing after generation {done} of {self.history_path}")
+        if self.settings["INIT_FROM"] != "zero" and not self.record["eval_generation"]:
+            print(f"starting from the {self.settings['INIT_FROM'].replace('_', ' ')}:{self.score(0)}", flush=True)
+        start = time.monotonic()
+        for generation in range(done + 1, generations + 1):
+            line = self.advance(generation, is_last=generation == generations)
+            left = (time.monotonic() - start) / (generation - done) * (generations - generation)
+            print(f"generation {generation}/{generations}  {line}  {format_duration(left)} left", flush=True)
+        if done >= generations:
+            print(f"{done} generations are done: GENERATIONS={2 * done} continues")
+        self._print_best()
+
+    def advance(self, generation: int, is_last: bool) -> str:
+        """One generation; returns what to say about it."""
+        start = time.monotonic()
+        candidates = self.search.ask()
+        tracks = sample_tracks(self.settings, generation, self.record)
+        returns, steps = evaluate(self.workers, self.worlds[0], candidates, tracks)
+        fitness = returns.mean(1)
+        self.search.tell(fitness)
+        rate = steps / (time.monotonic() - start)
+        row = {"fitness": fitness, "tracks": tracks, "track_returns": returns.mean(0)}
+        row |= {"sigma": self.search.sigma, "steps": steps}
+        for name, value in row.items():
+            self.record[name].append(value)
+        line = (
+            f"best {fitness.max():.0f}  mean {fitness.mean():.0f} ± {fitness.std():.0f}  σ {self.search.sigma:.3f}  "
+            f"{sum(self.record['steps']):,} steps  {rate:,.0f} steps/s"
         )
+        if generation % self.settings["EVAL_EVERY"] == 0 or is_last:
+            line += self.score(generation)
+            plot_history(self.history_path.with_suffix(".png"), self.record, self.worlds)
+        self.record["seconds"].append(time.monotonic() - start)
+        save_history(self.history_path, self.settings, self.record)
+        return line
 
+    def score(self, generation: int) -> str:
+        """Evaluate the search's mean, keep it if it is the best so far; returns what to say about it."""
+        seeds = np.array(SELECTION_TRACKS[: self.settings["EVAL_EPISODES"]])
+        mean, note = self.search.mean, ""
+        scores = {name: evaluate(self.workers, name, mean[None], seeds)[0][0] for name in self.worlds}
+        self.record["eval_generation"].append(generation)
+        for name, returns in scores.items():
+            self.record[f"eval_{name}"].append(returns)
+            note += f"  {name} {returns.mean():.0f} ± {returns.std():.0f}"
+        if best_generation(self.record, self.worlds[0]) == generation:
+            weights.save_controller(self.best_path, mean, **self.origin)
+            note += " (best so far)"
+        return note
 
-def _best_generation(record: dict[str, list], worlds: tuple[str, ...]) -> int | None:
-    """After which generation the mean scored best in the first world; None before the first score."""
-    scores = [np.mean(score) for score in record[f"eval_{worlds[0]}"]]
-    return record["eval_generation"][int(np.argmax(scores))] if scores else None
-
-
-def _read(history: Path, constants: dict, worlds: tuple[str, ...], best: Path, basis: np.ndarray) -> dict[str, list]:
-    """The search's start and directions, and what a run has recorded so far: lists with an entry a generation."""
-    producer = str(constants["SCRIPT"])
-    names = [
-        "start",
-        "basis",
-        "fitness",
-        "tracks",
-        "track_returns",
-        "sigma",
-        "frames",
-        "seconds",
-        "eval_generation",
-        *(f"eval_{name}" for name in worlds),
-    ]
-    if not history.exists():
-        start = np.zeros(controller.PARAMETERS)
-        if constants["START"] != "zero":
-            name = constants["START"]
-            if not (best.parent / f"{name}.weights.h5").exists():
-                raise UserError(
-                    f"there is no {name} in {best.parent}: run {weights.MADE_BY[name]} with START=zero first"
-                )
-            start = weights.load_controller(best.parent, name, vae=constants["vae"])
-            if start.reshape(-1, controller.ACTIONS)[~basis.any(0)].any():
-                raise UserError(f"the {name} in {best.parent} looks at h, which FEATURES=z leaves out: START=zero")
-        return {name: [] for name in names} | {"start": list(start), "basis": list(basis)}
-    arrays = load_npz(history, producer)
-    try:
-        found = dict(json.loads(str(arrays["constants"])))
-        record = {name: list(arrays[name]) for name in names}
-        generations, evaluations = len(record["fitness"]), len(record["eval_generation"])
-        shapes = {name: (evaluations, constants["EVAL_TRACKS"]) for name in names if name.startswith("eval_")}
-        shapes |= {
-            "fitness": (generations, constants["POPULATION"]),
-            "tracks": (generations, constants["TRACKS"]),
-            "track_returns": (generations, constants["TRACKS"]),
-            "eval_generation": (evaluations,),
-            "start": (controller.PARAMETERS,),
-            "basis": (len(record["basis"]), 1 + controller.FEATURES),
-        }
-        whole_history = generations > 0 and len(record["basis"]) > 0
-        for name in names:
-            shape = shapes.get(name, (generations,))
-            fits = arrays[name].shape == shape or len(arrays[name]) == shape[0] == 0
-            whole_history &= fits and bool(np.isfinite(arrays[name]).all())
-    except (KeyError, ValueError, TypeError, AttributeError):
-        raise UserError(f"{history} is not the history of a run: delete it and run {producer}") from None
-    if any(found.get(name) != constants.get(name) for name in ("vae", "rnn", "the starts")):
-        raise UserError(f"{history} belongs to an earlier V or M: delete it and run {producer} again")
-    differ = [name for name in constants if found.get(name) != constants[name]]
-    if differ:
-        told = ", ".join(f"{name} was {found.get(name)}, is {constants[name]}" for name in differ)
-        raise UserError(f"{history} is of a run with other constants ({told}): change them back, or delete it")
-    if not whole_history:
-        raise UserError(f"{history} is damaged: delete it and run {producer}")
-    return record
-
-
-def _picture(path: Path, record: dict[str, list], worlds: tuple[str, ...]) -> None:
-    """The run as curves: what the candidates got, and the search's mean in each world."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    fitness = np.array(record["fitness"])
-    generation = np.arange(1, len(fitness) + 1)
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    middle, spread = fitness.mean(1), fitness.std(1)
-    axes.fill_between(generation, middle - spread, middle + spread, alpha=0.2, label="candidates, mean ± spread")
-    axes.plot(generation, fitness.max(1), linewidth=0.7, alpha=0.6, label="best candidate")
-    for name in worlds:
-        scores = np.array(record[f"eval_{name}"])
-        label = f"the search's mean in the {name} world"
-        axes.errorbar(record["eval_generation"], scores.mean(1), scores.std(1), marker="o", capsize=2, label=label)
-    axes.set(xlabel="generation", ylabel="return", title=f"CMA-ES in the {worlds[0]} world")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=120)
-    pyplot.close(figure)
+    def _print_best(self) -> None:
+        best = best_generation(self.record, self.worlds[0])
+        if best is None:
+            return
+        returns = self.record[f"eval_{self.worlds[0]}"][self.record["eval_generation"].index(best)]
+        print(
+            f"best in the {self.worlds[0]} world: the mean after generation {best}, {np.mean(returns):.0f} ± "
+            f"{np.std(returns):.0f} on {len(returns)} selection tracks, in {self.best_path}; "
+            f"the curve is {self.history_path.with_suffix('.png')}"
+        )

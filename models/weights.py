@@ -10,12 +10,19 @@ from pathlib import Path
 
 from models.controller import PARAMETERS
 from pipeline import UserError
-from pipeline.files import atomic_write
+from pipeline.files import atomic_write, reading
 
 import h5py
 import numpy as np
 
-MADE_BY = {"controller": "05_train_controller.py", "dream_controller": "07_dream_train.py"}
+# Which script makes which file.
+PRODUCERS = {
+    "vae": "02_train_vae.py",
+    "rnn": "04_train_rnn.py",
+    "controller": "05_train_controller.py",
+    "dream_controller": "07_dream_train.py",
+    "cartpole": "cartpole_dqn.py",
+}
 
 
 def fingerprint(arrays: Iterable[np.ndarray]) -> str:
@@ -31,45 +38,52 @@ def fingerprint(arrays: Iterable[np.ndarray]) -> str:
 def save(path: Path | str, model, **origin: str) -> None:
     """Write a Keras model's weights, whole or not at all, with what they were trained on, e.g. `vae=fingerprint`.
 
-    `model` must not have been compiled and fitted itself, or Keras saves its optimizer too (V: 17 MB becomes 52).
+    Keras would save a compiled model's optimizer too (V: 17 MB becomes 52), so a copy without one is saved.
     """
+    plain = _uncompiled(model)
+    plain.set_weights(model.get_weights())
     with atomic_write(path) as temporary:
-        model.save_weights(temporary)
+        plain.save_weights(temporary)
         with h5py.File(temporary, "r+") as file:
             file.attrs.update(origin, weights=fingerprint(model.get_weights()))
 
 
-def load(path: Path | str, model, producer: str, **origin: str) -> None:
+def load(path: Path | str, model, **origin: str) -> None:
     """Read weights into a built Keras model.
 
-    Raises `UserError` when the file is missing, damaged or of another model (naming `producer`, the script that
-    makes it), or when it was trained on something else than `origin` says.
+    Raises `UserError` when the file is missing, damaged or of another model (naming the script that makes it), or when
+    it was trained on something else than `origin` says.
     """
     path = Path(path)
-    found = check(path, producer, **origin)
-    try:
-        model.load_weights(path)
-    except Exception:  # h5py and Keras each have their own for a damaged or foreign file
-        raise UserError(
-            f"{path} does not hold the weights of this {model.name}: delete it and run {producer}"
-        ) from None
-    arrays = model.get_weights()
+    found = check(path, **origin)
+    plain = _uncompiled(model)
+    with reading(path, producer(path), f"does not hold the weights of a {model.name} of these sizes (models/sizes.py)"):
+        plain.load_weights(path)
+    arrays = plain.get_weights()
     if not all(np.isfinite(array).all() for array in arrays) or found.get("weights") not in (None, fingerprint(arrays)):
-        raise UserError(f"{path} is damaged, its numbers are not those that were saved: delete it and run {producer}")
+        raise UserError(
+            f"{path} is damaged, its numbers are not those that were saved: delete it and run {producer(path)}"
+        )
+    model.set_weights(arrays)
 
 
-def check(path: Path, producer: str, **origin: str) -> dict[str, str]:
+def _uncompiled(model):
+    """A model of the same kind without an optimizer, which Keras would write and look for; itself if it has none."""
+    return type(model)() if model.compiled else model
+
+
+def producer(path: Path) -> str:
+    """The script that makes the weights file `path`."""
+    return PRODUCERS[path.name.removesuffix(".weights.h5")]
+
+
+def check(path: Path, **origin: str) -> dict[str, str]:
     """The origin that the weights in `path` carry. Raises `UserError` as `load` does."""
-    if not path.exists():
-        raise UserError(f"{path} is missing: run {producer} first")
-    try:
-        with h5py.File(path, "r") as file:
-            found = {name: str(value) for name, value in file.attrs.items()}
-    except Exception:  # h5py has many for a damaged file
-        raise UserError(f"{path} is damaged or no weights file: delete it and run {producer}") from None
+    with reading(path, producer(path), "is damaged or not a weights file"), h5py.File(path, "r") as file:
+        found = {name: str(value) for name, value in file.attrs.items()}
     for name, value in origin.items():
         if found.get(name) != value:
-            raise UserError(f"{path} was trained on another {name} than the one here: run {producer} again")
+            raise UserError(f"{path} was trained on another {name} than the one here: run {producer(path)} again")
     return found
 
 
@@ -82,14 +96,12 @@ def save_controller(path: Path | str, parameters: np.ndarray, **origin: str) -> 
 
 def load_controller(folder: Path | str, name: str, **origin: str) -> np.ndarray:
     """The numbers, float32 (867,), of the "controller" or "dream_controller". Raises `UserError` as `load` does."""
-    path, producer = Path(folder, f"{name}.weights.h5"), MADE_BY[name]
-    found = check(path, producer, **origin)
-    try:
-        with h5py.File(path, "r") as file:
-            parameters = np.asarray(file["controller"], np.float32)
-    except Exception:
-        parameters = np.zeros(0)
-    whole_file = found.get("weights") in (None, fingerprint([parameters]))
-    if parameters.shape != (PARAMETERS,) or not np.isfinite(parameters).all() or not whole_file:
-        raise UserError(f"{path} does not hold {PARAMETERS} finite numbers of a controller: run {producer}")
+    path = Path(folder, f"{name}.weights.h5")
+    found = check(path, **origin)
+    fault = f"does not hold {PARAMETERS} finite numbers of a controller"
+    with reading(path, producer(path), fault), h5py.File(path, "r") as file:
+        parameters = np.asarray(file["controller"], np.float32)
+    is_whole = found.get("weights") in (None, fingerprint([parameters]))
+    if parameters.shape != (PARAMETERS,) or not np.isfinite(parameters).all() or not is_whole:
+        raise UserError(f"{path} {fault}: delete it and run {producer(path)}")
     return parameters

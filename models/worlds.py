@@ -1,20 +1,21 @@
 """The two worlds that a controller can drive in, behind one interface: the real one, and M's dream of it.
 
-`drive(parameters, tracks)` drives one car for each (row of parameters, track seed), all to their end, in lockstep:
-V and M see whole batches, and a car that finishes gives its place to the next pair at once.
+`drive(parameters, tracks)` drives one episode for each (row of parameters, track seed), all to their end, in lockstep:
+V and M see whole batches, and a car whose episode is over starts the next one at once.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from pathlib import Path
 from typing import NamedTuple
 
-from models import controller, weights
-from models.car_racing import FRAMES, CarRacing64
-from models.rnn import MDNRNN, UNITS
-from models.vae import LATENTS, PICTURE, VAE
-from pipeline import UserError
-from pipeline.files import load_npz, suppress_stderr
+from models import controller
+from models.car_racing import MAX_STEPS, CarRacing64
+from models.loading import load as load
+from models.loading import load_models, load_starts
+from models.rnn import MDNRNN
+from models.sizes import ACTION_DIM, HIDDEN_SIZE, IMAGE_SHAPE, LATENT_DIM
+from models.vae import VAE
+from pipeline.files import suppress_stderr
 
 import numpy as np
 
@@ -22,179 +23,198 @@ with suppress_stderr():
     import keras
     import tensorflow as tf
 
-HOLD = 8  # frames that a disturbance of the action lasts
+NOISE_STEPS = 8  # that a disturbance of the action lasts
 
 
-class Seen(NamedTuple):
-    """One frame of one car, for who watches a drive."""
+class Step(NamedTuple):
+    """One step of one car, for `on_step`."""
 
-    pair: int  # which row of `parameters` and `tracks`
+    episode: int  # row of `parameters` and `tracks`
     frame: np.ndarray | None  # uint8 (64, 64, 3), what the car saw; None in a dream
     z: np.ndarray  # float32 (32,)
     h: np.ndarray  # float32 (256,), before this frame's z and action
     action: np.ndarray  # float32 (3,)
     reward: float
     done: bool  # left the field or finished the lap
-    last: np.ndarray | None  # the frame after the last one, at the end of the drive
+    final_obs: np.ndarray | None  # the frame after the last one, at the end of the episode
+
+
+class Car:
+    """One car of `RealWorld` and the episode that it drives; `episode` is None when it has none."""
+
+    def __init__(self, env: CarRacing64, max_steps: int, max_idle_steps: int) -> None:
+        self.env, self.max_steps, self.max_idle_steps = env, max_steps, max_idle_steps
+        self.episode: int | None = None
+
+    def reset(self, episode: int, track: int) -> np.ndarray:
+        """Begin an episode; the first frame."""
+        self.episode, self.total, self.length, self.last_tile = episode, 0.0, 0, 0
+        frame, _ = self.env.reset(seed=track)
+        self.tiles = self.env.tile_visited_count
+        return frame
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
+        """One step: the next frame, the reward, left the field or finished the lap, the episode is over."""
+        env = self.env
+        frame, reward, terminated, truncated, _ = env.step(action)
+        self.total += reward
+        self.length += 1
+        if env.tile_visited_count > self.tiles:
+            self.tiles, self.last_tile = env.tile_visited_count, self.length
+        is_idle = self.max_idle_steps > 0 and self.length - self.last_tile >= self.max_idle_steps
+        if is_idle and not (terminated or truncated):
+            self.total -= 0.1 * (MAX_STEPS - self.length)
+        episode_over = terminated or truncated or is_idle or self.length >= self.max_steps
+        return frame, reward, terminated or env.lap_finished, episode_over
 
 
 class RealWorld:
     """gym's CarRacing, seen by V and remembered by M.
 
-    `cars` drive at once; it is also the size of the batch, always a full one, so that a car's z, h and return are the
-    same to the last bit whoever drives beside it. A drive ends after `frames` at the latest. With `patience`, a car
-    that has found no new tile for so many frames is stopped and charged what standing still until the end would cost;
-    0 never stops one.
+    `num_envs` cars drive at once. It is also the batch size, and the batch is always full, so a car's z, h and return
+    are bit-identical regardless of the other cars in the batch. An episode ends after `max_steps` at the latest. With
+    `max_idle_steps`, a car that finds no new tile for so many steps is stopped and charged what standing still until
+    the end would cost; 0 never stops one.
     """
 
     def __init__(
-        self, vae: VAE, rnn: MDNRNN, cars: int, renderer: str = "fast", frames: int = FRAMES, patience: int = 0
+        self,
+        vae: VAE,
+        rnn: MDNRNN,
+        num_envs: int,
+        renderer: str = "fast",
+        max_steps: int = MAX_STEPS,
+        max_idle_steps: int = 0,
     ) -> None:
-        self.envs = [CarRacing64(renderer) for _ in range(cars)]
-        self.frames, self.patience = frames, patience
+        self.envs = [CarRacing64(renderer) for _ in range(num_envs)]
+        self.max_steps, self.max_idle_steps = max_steps, max_idle_steps
 
-        seen_by = [*vae.convolutions, vae.mu, vae.logvar, rnn.lstm.cell]
+        layers = [*vae.convolutions, vae.mu, vae.logvar, rnn.lstm.cell]
         # As constants, the weights are cast and laid out for the processor once, not in every call.
-        weights_now = [(weight, weight.numpy()) for layer in seen_by for weight in layer.weights]
+        constant_weights = [(weight, weight.numpy()) for layer in layers for weight in layer.weights]
 
         @tf.function(jit_compile=False)
-        def think(frames: tf.Tensor, controls: tf.Tensor, state: tf.Tensor) -> tf.Tensor:
-            # What M remembers of the last frame, then what V sees in this one. Nothing is remembered at the start.
-            actions, driving = tf.split(controls, [controller.ACTIONS, 1], 1)
-            z, h, c = tf.split(state, [LATENTS, UNITS, UNITS], 1)
-            with keras.StatelessScope(weights_now):
-                h, c = rnn.advance(z, actions, (h, c))
+        def observe(frames: tf.Tensor, controls: tf.Tensor, state: tf.Tensor) -> tf.Tensor:
+            # What M remembers of the last frame, then what V sees in this one. h and c are zero at the start.
+            actions, started = tf.split(controls, [ACTION_DIM, 1], 1)
+            z, h, c = tf.split(state, [LATENT_DIM, HIDDEN_SIZE, HIDDEN_SIZE], 1)
+            with keras.StatelessScope(constant_weights):
+                h, c = rnn.update_state(z, actions, (h, c))
                 z, _ = vae.encode(frames)
-            return tf.concat([z, h * driving, c * driving], 1)
+            return tf.concat([z, h * started, c * started], 1)
 
         # A concrete function of few arguments: calling it takes a third of the time.
-        self._think = think.get_concrete_function(
-            tf.TensorSpec((cars, *PICTURE), tf.uint8),
-            tf.TensorSpec((cars, controller.ACTIONS + 1), tf.float32),
-            tf.TensorSpec((cars, LATENTS + 2 * UNITS), tf.float32),
+        self._observe = observe.get_concrete_function(
+            tf.TensorSpec((num_envs, *IMAGE_SHAPE), tf.uint8),
+            tf.TensorSpec((num_envs, ACTION_DIM + 1), tf.float32),
+            tf.TensorSpec((num_envs, LATENT_DIM + 2 * HIDDEN_SIZE), tf.float32),
         )
 
     def drive(
         self,
         parameters: np.ndarray,
         tracks: np.ndarray,
-        watch: Callable[[Seen], None] | None = None,
+        on_step: Callable[[Step], None] | None = None,
         noise: np.ndarray | None = None,
-        pairs: Iterable[int] | None = None,
+        episodes: Iterable[int] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Drive one car for each row of `parameters` (n, 867) and track seed in `tracks` (n,).
+        """Drive one episode for each row of `parameters` (n, 867) and track seed in `tracks` (n,).
 
-        Returns the returns, float64 (n,), and the lengths in frames, int64 (n,). `watch` gets every frame of every
-        car. `noise` (n,), as 01 wants it, disturbs each pair's actions by so much, drawn from its track's seed.
-        `pairs` are the pairs to drive (all of them unless told); the returns of others are NaN.
+        Returns the returns, float64 (n,), and the lengths in steps, int64 (n,). `on_step` gets every step of every car.
+        `noise` (n,) is the standard deviation of what is added to each episode's actions, drawn from its track's seed.
+        `episodes` are the rows to drive, by default all; the returns of the others are NaN.
         """
-        n, cars = len(tracks), len(self.envs)
+        n, num_envs = len(tracks), len(self.envs)
         returns, lengths = np.full(n, np.nan), np.zeros(n, np.int64)
-        waiting = iter(range(n) if pairs is None else pairs)
-        pair = [-1] * cars  # which one is driven in each place, -1 for none
-        frames = np.zeros((cars, *PICTURE), np.uint8)
-        matrices = np.zeros((cars, controller.PARAMETERS), np.float32)
-        controls = np.zeros((cars, controller.ACTIONS + 1), np.float32)  # the last is 0 at a car's first frame
-        total, length, tiles, last_tile = ([0] * cars for _ in range(4))
-        disturbances: list[Iterator[np.ndarray] | None] = [None] * cars
+        waiting = iter(range(n) if episodes is None else episodes)
+        cars = [Car(env, self.max_steps, self.max_idle_steps) for env in self.envs]
+        frames = np.zeros((num_envs, *IMAGE_SHAPE), np.uint8)
+        chosen = np.zeros((num_envs, controller.PARAMETERS), np.float32)
+        controls = np.zeros((num_envs, ACTION_DIM + 1), np.float32)  # the last is 0 at a car's first frame
+        disturbances: list[Iterator[np.ndarray]] = [iter(())] * num_envs
 
-        def next_pair(place: int) -> None:
-            pair[place] = next(waiting, n)
-            if pair[place] >= n:
-                pair[place] = -1
+        def start_next(slot: int) -> None:
+            episode = next(waiting, None)
+            cars[slot].episode = episode
+            if episode is None:
                 return
-            env, track = self.envs[place], int(tracks[pair[place]])
-            frames[place] = env.reset(seed=track)[0]
-            matrices[place] = parameters[pair[place]]
-            controls[place, -1] = total[place] = length[place] = last_tile[place] = 0
-            tiles[place] = env.tile_visited_count
+            track = int(tracks[episode])
+            frames[slot], chosen[slot] = cars[slot].reset(episode, track), parameters[episode]
+            controls[slot, -1] = 0
             if noise is not None:
-                disturbances[place] = _disturbances(noise[pair[place]], track)
+                disturbances[slot] = _disturbances(noise[episode], track)
 
-        for place in range(cars):
-            next_pair(place)
-        state = tf.zeros((cars, LATENTS + 2 * UNITS))
-        while max(pair) >= 0:
-            state = self._think(tf.constant(frames), tf.constant(controls), state)
+        for slot in range(num_envs):
+            start_next(slot)
+        state = tf.zeros((num_envs, LATENT_DIM + 2 * HIDDEN_SIZE))
+        while any(car.episode is not None for car in cars):
+            state = self._observe(tf.constant(frames), tf.constant(controls), state)
             features = state.numpy()[:, : controller.FEATURES]
-            actions = controller.act(matrices, features)
-            if noise is not None:
-                for place in range(cars):
-                    if pair[place] >= 0:
-                        actions[place] = np.clip(actions[place] + next(disturbances[place]), (-1, 0, 0), (1, 1, 1))
-            controls[:, :-1], controls[:, -1] = actions, 1
-            for place, env in enumerate(self.envs):
-                if pair[place] < 0:
+            controls[:, :-1], controls[:, -1] = controller.act(chosen, features), 1
+            for slot, car in enumerate(cars):
+                if car.episode is None:
                     continue
-                frame, reward, left, stopped, _ = env.step(actions[place])
-                total[place] += reward
-                length[place] += 1
-                if env.tile_visited_count > tiles[place]:
-                    tiles[place], last_tile[place] = env.tile_visited_count, length[place]
-                idle = self.patience and length[place] - last_tile[place] >= self.patience
-                over = left or stopped or idle or length[place] >= self.frames
-                if watch is not None:
-                    see, remember = np.split(features[place].copy(), [LATENTS])
-                    done = left or env.lap_finished
-                    seen = frames[place].copy(), see, remember, actions[place].copy(), reward, done
-                    watch(Seen(int(pair[place]), *seen, frame if over else None))
-                if not over:
-                    frames[place] = frame
-                    continue
-                if idle and not (left or stopped):
-                    total[place] -= 0.1 * (FRAMES - length[place])
-                returns[pair[place]], lengths[pair[place]] = total[place], length[place]
-                next_pair(place)
+                action = controls[slot, :-1]
+                if noise is not None:
+                    action[:] = np.clip(action + next(disturbances[slot]), (-1, 0, 0), (1, 1, 1))
+                frame, reward, done, episode_over = car.step(action)
+                if on_step is not None:
+                    z, h = np.split(features[slot].copy(), [LATENT_DIM])
+                    final_obs = frame if episode_over else None
+                    on_step(Step(car.episode, frames[slot].copy(), z, h, action.copy(), reward, done, final_obs))
+                frames[slot] = frame
+                if episode_over:
+                    returns[car.episode], lengths[car.episode] = car.total, car.length
+                    start_next(slot)
         return returns, lengths
 
 
-def _disturbances(size: float, track: int) -> Iterator[np.ndarray]:
-    """What is added to a car's action in each frame, (3,): a new draw every `HOLD` frames, from its track's seed."""
+def _disturbances(std: float, track: int) -> Iterator[np.ndarray]:
+    """What is added to a car's action at each step, (3,): a new draw every NOISE_STEPS steps, from its track's seed."""
     random = np.random.default_rng(track)
     while True:
-        disturbance = random.normal(0, (size, size, size / 2))
-        for _ in range(HOLD):
+        disturbance = random.normal(0, (std, std, std / 2))
+        for _ in range(NOISE_STEPS):
             yield disturbance
 
 
 class DreamWorld:
-    """M's hallucination: no game, no pictures; each next z is drawn from what M expects (paper, section 4).
+    """M's hallucination: no game, no images; each next z is drawn from what M expects (paper, section 4).
 
     A dream starts where a real rollout was: the `starts` are windows of real frames, `mu` (n, k, 32) and `action`
     (n, k, 3), that warm M up. Which one, and all the noise, is decided by the track seed, so every candidate that
-    dreams of a track dreams with the same luck. The reward is M's expectation, the end a draw from its probability;
-    a dream is over after `frames` at the latest. `cars` dream at once, in one compiled loop.
+    dreams of a track has the same noise. The reward is M's expectation, the end a draw from its probability;
+    a dream is over after `max_steps` at the latest. `num_envs` dream at once, in one compiled loop.
     """
 
     def __init__(
-        self, rnn: MDNRNN, starts: dict[str, np.ndarray], cars: int, temperature: float = 1.0, frames: int = 400
+        self, rnn: MDNRNN, starts: dict[str, np.ndarray], num_envs: int, temperature: float = 1.0, max_steps: int = 400
     ) -> None:
-        self.starts, self.cars, self.frames = starts, cars, frames
-        rnn.freeze()
+        self.starts, self.num_envs, self.max_steps = starts, num_envs, max_steps
+        rnn.cast_for_inference()
 
         @tf.function
-        def dream(mu, action, matrices, biases, noise, watched):
-            # mu (n, k, 32), action (n, k, 3), matrices (n, 288, 3), biases (n, 3), noise (frames, n, 65)
-            h, c = rnn.initial_state(cars)
-            for k in range(mu.shape[1] - 1):
-                h, c = rnn.advance(mu[:, k], action[:, k], (h, c))
-            z, alive, total, length = mu[:, -1], tf.ones(cars), tf.zeros(cars), tf.zeros(cars)
-            seen = tf.TensorArray(tf.float32, frames if watched else 0, element_shape=(cars, controller.FEATURES + 4))
-            for t in tf.range(frames):
+        def dream(mu, action, parameters, noise, recording):
+            # mu (n, k, 32), action (n, k, 3), parameters (n, 867), noise (steps, n, 65)
+            h, c = rnn.unroll(mu[:, :-1], action[:, :-1])[-1]
+            z, alive, total, length = mu[:, -1], tf.ones(num_envs), tf.zeros(num_envs), tf.zeros(num_envs)
+            seen = tf.TensorArray(
+                tf.float32,
+                max_steps if recording else 0,
+                element_shape=(num_envs, controller.FEATURES + ACTION_DIM + 1),
+            )
+            for t in tf.range(max_steps):
                 if not tf.reduce_any(alive > 0):
                     break
                 features = tf.concat([z, h], 1)
-                # The same as controller.act, on tensors.
-                act = tf.tanh(tf.einsum("nf,nfa->na", features, matrices) + biases)
-                steer, gas, brake = act[:, :1], (act[:, 1:2] + 1) / 2, tf.clip_by_value(act[:, 2:], 0, 1)
-                act = tf.concat([steer, gas, brake], 1)
+                act = controller.act(parameters, features, tf)
                 prediction, (h, c) = rnn.step(z, act, (h, c))
-                if watched:
+                if recording:
                     seen = seen.write(t, tf.concat([features, act, prediction.reward[:, None]], 1))
                 total += prediction.reward * alive
                 length += alive
-                alive *= tf.cast(noise[t, :, 64] >= tf.sigmoid(prediction.done), tf.float32)
-                z = rnn.sample(prediction, temperature, (noise[t, :, :32], noise[t, :, 32:64]))
+                alive *= tf.cast(noise[t, :, -1] >= tf.sigmoid(prediction.done), tf.float32)
+                z = rnn.sample(prediction, temperature, (noise[t, :, :LATENT_DIM], noise[t, :, LATENT_DIM:-1]))
             return total, length, seen.stack()
 
         self._dream = dream
@@ -203,100 +223,57 @@ class DreamWorld:
         self,
         parameters: np.ndarray,
         tracks: np.ndarray,
-        watch: Callable[[Seen], None] | None = None,
-        pairs: Iterable[int] | None = None,
+        on_step: Callable[[Step], None] | None = None,
+        episodes: Iterable[int] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As `RealWorld.drive`; who watches gets no frame, but z, from which V can draw it."""
+        """As `RealWorld.drive`; `on_step` gets no frame, but z, from which V can draw it."""
         n = len(tracks)
         returns, lengths = np.full(n, np.nan), np.zeros(n, np.int64)
-        waiting = iter(range(n) if pairs is None else pairs)
-        luck: dict[int, tuple[int, np.ndarray]] = {}
-        while batch := list(islice(waiting, self.cars)):
-            for seed in {int(tracks[pair]) for pair in batch} - luck.keys():
-                luck[seed] = self._luck(seed)
-            rows = batch + batch[:1] * (self.cars - len(batch))  # always a full batch
-            starts = [luck[int(tracks[pair])][0] for pair in rows]
-            noise = np.stack([luck[int(tracks[pair])][1] for pair in rows], 1)
-            chosen = parameters[rows].astype(np.float32)
+        waiting = iter(range(n) if episodes is None else episodes)
+        noises: dict[int, tuple[int, np.ndarray]] = {}  # by track
+        while batch := list(islice(waiting, self.num_envs)):
+            for track in {int(tracks[episode]) for episode in batch} - noises.keys():
+                noises[track] = self._dream_noise(track)
+            rows = batch + batch[:1] * (self.num_envs - len(batch))  # always a full batch
+            starts, noise = zip(*(noises[int(tracks[episode])] for episode in rows))
             total, length, seen = self._dream(
-                self.starts["mu"][starts].astype(np.float32),
-                self.starts["action"][starts].astype(np.float32),
-                chosen[:, controller.ACTIONS :].reshape(-1, controller.FEATURES, controller.ACTIONS),
-                chosen[:, : controller.ACTIONS],
-                noise,
-                watch is not None,
+                self.starts["mu"][[*starts]].astype(np.float32),
+                self.starts["action"][[*starts]].astype(np.float32),
+                parameters[rows].astype(np.float32),
+                np.stack(noise, 1),
+                on_step is not None,
             )
             returns[batch] = total.numpy()[: len(batch)]
             lengths[batch] = length.numpy()[: len(batch)]
-            if watch is not None:
-                for pair, car in zip(batch, np.moveaxis(seen.numpy(), 1, 0)):
-                    for t, (*features, steer, gas, brake, reward) in enumerate(car[: lengths[pair]]):
-                        z, h = np.split(np.array(features), [32])
-                        done = t + 1 == lengths[pair] < self.frames
-                        watch(Seen(pair, None, z, h, np.array([steer, gas, brake]), reward, done, None))
+            if on_step is not None:
+                for episode, steps in zip(batch, np.moveaxis(seen.numpy(), 1, 0)):
+                    self._report(on_step, episode, steps[: lengths[episode]])
         return returns, lengths
 
-    def _luck(self, seed: int) -> tuple[int, np.ndarray]:
-        """Where the dream of a track starts, and its noise for each frame: uniform (32), normal (32), uniform (1)."""
-        random = np.random.default_rng(seed)
+    def _report(self, on_step: Callable[[Step], None], episode: int, steps: np.ndarray) -> None:
+        for t, step in enumerate(steps):
+            z, h, action, (reward,) = np.split(step, np.cumsum((LATENT_DIM, HIDDEN_SIZE, ACTION_DIM)))
+            done = t + 1 == len(steps) < self.max_steps
+            on_step(Step(episode, None, z, h, action, float(reward), done, None))
+
+    def _dream_noise(self, track: int) -> tuple[int, np.ndarray]:
+        """Where the dream of a track starts, and its noise for each step: uniform (32), normal (32), uniform (1)."""
+        random = np.random.default_rng(track)
         start = int(random.integers(len(self.starts["mu"])))
-        uniform, normal = random.random((self.frames, 32)), random.normal(size=(self.frames, 32))
-        return start, np.concatenate([uniform, normal, random.random((self.frames, 1))], 1).astype(np.float32)
+        shape = (self.max_steps, LATENT_DIM)
+        uniform, normal = random.random(shape), random.normal(size=shape)
+        return start, np.concatenate([uniform, normal, random.random((self.max_steps, 1))], 1).astype(np.float32)
 
 
-def load(folder: Path | str, name: str = "controller") -> tuple[VAE, MDNRNN, np.ndarray]:
-    """V, M and C of `folder`, or its "dream_controller". Raises `UserError` where one is missing or does not fit."""
-    vae, rnn = load_models(folder)
-    return vae, rnn, weights.load_controller(folder, name, **fingerprints(vae, rnn))
-
-
-def load_models(folder: Path | str) -> tuple[VAE, MDNRNN]:
-    """V and M of `folder`. Raises `UserError` where one is missing or M was trained on another V."""
-    vae, rnn = VAE(), MDNRNN()
-    weights.load(Path(folder) / "vae.weights.h5", vae, "02_train_vae.py")
-    weights.load(Path(folder) / "rnn.weights.h5", rnn, "04_train_rnn.py", vae=weights.fingerprint(vae.get_weights()))
-    return vae, rnn
-
-
-def fingerprints(vae: VAE, rnn: MDNRNN) -> dict[str, str]:
-    """What a controller that is trained with these carries."""
-    return {"vae": weights.fingerprint(vae.get_weights()), "rnn": weights.fingerprint(rnn.get_weights())}
-
-
-def prepare_real(folder: str, cars: int, patience: int) -> dict[str, RealWorld]:
+def make_real_world(folder: str, num_envs: int, max_idle_steps: int) -> dict[str, RealWorld]:
     """What a worker of 05 works with."""
-    return {"real": RealWorld(*load_models(folder), cars, patience=patience)}
+    return {"real": RealWorld(*load_models(folder), num_envs, max_idle_steps=max_idle_steps)}
 
 
-def load_starts(folder: Path | str, vae: VAE) -> dict[str, np.ndarray]:
-    """Where dreams start. Raises `UserError` where the file is missing or of another V."""
-    path = Path(folder) / "dream_starts.npz"
-    starts = load_npz(path, "03_series.py")
-    if str(starts.get("vae")) != weights.fingerprint(vae.get_weights()):
-        raise UserError(f"{path} was made with another V than the one here: run 03_series.py again")
-    mu, action = (starts.get(name, np.zeros(0)) for name in ("mu", "action"))
-    fit = mu.ndim == action.ndim == 3 and mu.shape == (*action.shape[:2], 32) and action.shape[2] == 3 and mu.size
-    if not (fit and all(array.dtype.kind == "f" and np.isfinite(array).all() for array in (mu, action))):
-        raise UserError(f"{path} does not hold starts of dreams: delete it and run 03_series.py")
-    return starts
-
-
-def directions(
-    rnn: MDNRNN, starts: dict[str, np.ndarray], features: str, components: int, whitened: bool
-) -> np.ndarray:
-    """`controller.directions` of what a controller sees at the last frame of each start of a dream: z and h, or z."""
-    mu, action = starts["mu"].astype(np.float32), starts["action"].astype(np.float32)
-    state = rnn.initial_state(len(mu))
-    for k in range(mu.shape[1] - 1):
-        state = rnn.advance(mu[:, k], action[:, k], state)
-    seen = np.concatenate([mu[:, -1], state[0]], 1) if features == "zh" else mu[:, -1]
-    return controller.directions(seen, components, whitened)
-
-
-def prepare_dream(
-    folder: str, dreams: int, temperature: float, frames: int, cars: int, patience: int
+def make_dream_world(
+    folder: str, dream_envs: int, temperature: float, max_dream_steps: int, num_envs: int, max_idle_steps: int
 ) -> dict[str, DreamWorld | RealWorld]:
-    """What a worker of 07 works with: the dream to learn in, and the real world to look how far that carries."""
+    """What a worker of 07 works with: the dream to learn in, and the real world to see how far that carries."""
     vae, rnn = load_models(folder)
-    dream = DreamWorld(rnn, load_starts(folder, vae), dreams, temperature, frames)
-    return {"dream": dream, **prepare_real(folder, cars, patience)}
+    dream = DreamWorld(rnn, load_starts(folder, vae), dream_envs, temperature, max_dream_steps)
+    return {"dream": dream, **make_real_world(folder, num_envs, max_idle_steps)}

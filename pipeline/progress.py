@@ -1,5 +1,7 @@
 """How far a long step is."""
 
+import os
+import shutil
 import sys
 import time
 
@@ -12,7 +14,7 @@ class Progress:
 
     def __init__(self, total: int, unit: str, label: str = "") -> None:
         self.total, self.unit, self.label = total, unit, label
-        self.terminal = sys.stdout.isatty()
+        self.terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"  # an editor's knows no escape codes
         self.start = self.shown = time.monotonic()
 
     def update(self, done: int, note: str = "") -> None:
@@ -28,6 +30,8 @@ class Progress:
         if note:
             text += f"  {note}"
         if self.terminal:
+            columns = shutil.get_terminal_size((0, 0)).columns  # 0: unknown
+            text = text[: columns - 1] if columns else text  # a line that wraps could not be rewritten
             print(f"\r\033[K{text}", end="\n" if done >= self.total else "", flush=True)
         else:
             print(text, flush=True)

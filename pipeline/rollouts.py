@@ -6,21 +6,24 @@ One `rollout-<track seed>.npz` each; for T frames driven
     action  float32 (T, 3)             steering −1 to 1, gas 0 to 1, brake 0 to 1
     reward  float32 (T,)               follows action[t]
     done    bool    (T,)               left the field or finished the lap after action[t]; never the frame limit
+    constants  text                    JSON of what it was made with (not in those of earlier versions)
 """
 
+import json
 import sys
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from pipeline import UserError
-from pipeline.files import load_npz
+from pipeline.files import load_npz, save_npz
 
 import numpy as np
 
-MADE_BY = "01_generate_data.py"
+PRODUCER = "01_generate_data.py"
 SHAPES = {"obs": (64, 64, 3), "action": (3,), "reward": (), "done": ()}  # of one frame
 TYPES = {"obs": np.uint8, "action": np.float32, "reward": np.float32, "done": np.bool_}
 HELD_OUT_SHARE = 20  # about one rollout in so many is never trained on
@@ -30,7 +33,7 @@ def find(folder: Path | str) -> list[Path]:
     """The rollouts in `folder`, in order of their names. Raises `UserError` where there are fewer than two."""
     paths = sorted(Path(folder).glob("rollout-*.npz"))
     if len(paths) < 2:  # one to learn from, one held out
-        raise UserError(f"{folder} holds {len(paths)} rollouts, at least 2 are needed: run {MADE_BY} first")
+        raise UserError(f"{folder} holds {len(paths)} rollouts, at least 2 are needed: run {PRODUCER} first")
     return paths
 
 
@@ -40,7 +43,9 @@ def held_out(names: Iterable[str]) -> set[str]:
     It depends on a rollout's name alone, so that V and M leave out the same ones, and further rollouts change nothing.
     """
     hashes = {name: zlib.crc32(name.encode()) for name in names}
-    return {name for name in hashes if hashes[name] % HELD_OUT_SHARE == 0} or {min(hashes, key=hashes.get)}
+    return {name for name in hashes if hashes[name] % HELD_OUT_SHARE == 0} or {
+        min(hashes, key=lambda name: hashes[name])
+    }
 
 
 def summary(paths: Iterable[Path]) -> str:
@@ -68,13 +73,36 @@ def check(arrays: dict[str, np.ndarray]) -> None:
         raise UserError("it has no frames")
 
 
+def write(folder: Path, seed: int, constants: dict[str, Any], **arrays: np.ndarray) -> None:
+    """Write the rollout on the track `seed`, with the constants that decide what is in it."""
+    save_npz(folder / f"rollout-{seed}.npz", level=1, constants=np.array(json.dumps(constants)), **arrays)
+
+
+def made_otherwise(folder: Path, seeds: Iterable[int], constants: dict[str, Any]) -> dict[str, list[Path]]:
+    """Those of the rollouts on the tracks `seeds` that say they were made with other constants, by the difference."""
+    constants = json.loads(json.dumps(constants))  # as they come back: tuples are lists
+    found: dict[str, list[Path]] = {}
+    for seed in sorted(seeds):
+        path = folder / f"rollout-{seed}.npz"
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                old = json.loads(str(file["constants"]))
+                differ = [name for name in constants if name in old and old[name] != constants[name]]
+        except Exception:  # it is of an earlier version; or no rollout, and who reads it says so
+            continue
+        if differ:
+            told = ", ".join(f"{name}: {old[name]} → {constants[name]}" for name in differ)
+            found.setdefault(told, []).append(path)
+    return found
+
+
 def read(path: Path) -> dict[str, np.ndarray]:
     """One rollout, checked. Raises `UserError` where it is missing, damaged or none."""
-    arrays = load_npz(path, MADE_BY)
+    arrays = load_npz(path, PRODUCER)
     try:
         check(arrays)
     except UserError as error:
-        raise UserError(f"{path} is no rollout: {error}. Delete it and run {MADE_BY}") from None
+        raise UserError(f"{path} is not a valid rollout file: {error}. Delete it and run {PRODUCER}") from None
     return arrays
 
 
@@ -84,22 +112,53 @@ def read_all(paths: Iterable[Path], skipped: set[Path]) -> Iterator[tuple[Path, 
     A damaged one is left out: it is named on stderr when it is met first, and put into `skipped`.
     """
     with ThreadPoolExecutor(1) as thread:
-        ahead = deque()
+        ahead: deque[tuple[Path, Future]] = deque()
         for path in paths:
             ahead.append((path, thread.submit(read, path)))
             if len(ahead) > 3:
-                yield from _readable(*ahead.popleft(), skipped)
+                yield from _readable(ahead.popleft(), skipped)
         while ahead:
-            yield from _readable(*ahead.popleft(), skipped)
+            yield from _readable(ahead.popleft(), skipped)
 
 
-def _readable(path, reading, skipped):
+def _readable(item: tuple[Path, Future], skipped: set[Path]) -> Iterator[tuple[Path, dict[str, np.ndarray]]]:
+    path, reading = item
     try:
         yield path, reading.result()
     except UserError as error:
         if path not in skipped:
             print(f"left out: {error}", file=sys.stderr, flush=True)
             skipped.add(path)
+
+
+def some_frames(paths: list[Path], most: int, skipped: set[Path]) -> np.ndarray:
+    """At most `most` frames uint8 (n, 64, 64, 3), spread over at most 50 of the rollouts.
+
+    Raises `UserError` where none of them can be read.
+    """
+    paths = paths[:: -(-len(paths) // 50)]
+    each = max(most // len(paths), 1)
+    parts = []
+    for _, rollout in read_all(paths, skipped):
+        obs = rollout["obs"]
+        parts.append(obs[np.unique(np.linspace(0, len(obs) - 1, each).astype(int))])
+    if not parts:
+        raise UserError(f"none of the held-out rollouts can be read: run {PRODUCER}")
+    return np.concatenate(parts)
+
+
+def frame_stream(paths: list[Path], random: np.random.Generator, skipped: set[Path]) -> Iterator[np.ndarray]:
+    """The frames of one rollout after the other in random order, uint8 (T+1, 64, 64, 3), over and over.
+
+    It ends only if none of the rollouts can be read.
+    """
+    while True:
+        found = False
+        for _, rollout in read_all([paths[place] for place in random.permutation(len(paths))], skipped):
+            found = True
+            yield rollout["obs"]
+        if not found:
+            return
 
 
 def length(path: Path) -> int:

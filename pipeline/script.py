@@ -9,66 +9,106 @@ import errno
 import math
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pipeline import UserError
+from pipeline import UserError, environment
 from pipeline.files import ensure_dir, locked
 
 # A constant without an annotation is above 0 (a number) or not empty (a text); these say otherwise.
 NonNegativeInt = Annotated[int, "at least 0"]
 NonNegativeFloat = Annotated[float, "at least 0"]
 NonPositiveFloat = Annotated[float, "at most 0"]
+Share = Annotated[float, "0 to 1"]
 
-# Names that constants had once: the script's own among the new ones is suggested.
+# Names that constants had once, each with its new ones: the one that a script has is suggested.
 RENAMED = {
     "ACCELERATE": ("WARMUP_STEPS",),
+    "AHEAD": ("LOOKAHEAD",),
+    "ALONE": ("OPEN_LOOP_STEPS",),
+    "AT_THE_START": ("EPISODE_START_SHARE",),
+    "BATCH": ("BATCH_SIZE",),
+    "CARS": ("NUM_ENVS",),
+    "DREAMS": ("DREAM_ENVS",),
+    "DREAM_AHEAD": ("ROAD_LOOKAHEAD",),
+    "DREAM_FRAMES": ("WARMUP_FRAMES", "MAX_DREAM_STEPS"),
+    "EVAL_TRACKS": ("EVAL_EPISODES",),
+    "EVERY": ("FRAME_SKIP", "TRAIN_FREQUENCY"),
+    "FIRST": ("FIRST_ROLLOUT", "LEARNING_STARTS"),
+    "FRAMES": ("MAX_STEPS", "MAX_DREAM_STEPS"),
+    "GO_ON": ("FINE_TUNE",),
+    "HELD_OUT_FRAMES": ("VALIDATION_FRAMES",),
+    "HELD_OUT_ROLLOUTS": ("VALIDATION_ROLLOUTS",),
+    "HOLD": ("MAX_ACTION_REPEAT",),
+    "LEAVING": ("LEAVE_SHARE",),
+    "LOST": ("MAX_GRASS_STEPS",),
+    "MEMORY": ("BUFFER_SIZE",),
+    "MOST_LOST": ("MIN_REWARD",),
+    "NOISE": ("ACTION_NOISE",),
+    "ON_THE_MOVE": ("MOVING_START_SHARE",),
+    "PATIENCE": ("MAX_IDLE_STEPS",),
+    "RATE": ("LEARNING_RATE",),
+    "REPLAYED": ("HARD_TRACKS",),
+    "SEQUENCE": ("SEQUENCE_LENGTH",),
+    "SHUFFLE": ("SHUFFLE_BUFFER",),
+    "SPEEDS": ("START_SPEEDS",),
+    "START": ("INIT_FROM",),
+    "STEPS": ("MAX_STEPS",),
+    "TRACKS": ("EPISODES",),
+    "UPDATES": ("GRADIENT_STEPS",),
+    "WANDERING": ("WANDER_SHARE",),
+    "WHITENED": ("WHITEN",),
+    "YARDSTICKS": ("BASELINE_EPISODES",),
 }
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-def run(main: Callable[[], None], constants: dict[str, Any]) -> None:
+
+def run(main: Callable[[], None], constants: dict[str, Any], reads: tuple[str, ...] = ()) -> None:
     """Run a script's `main()` with its constants as edited, or as set for one run in the shell.
 
     `constants` is the script's `globals()`, see `check`. The folders `DATA` and `MODELS` are locked against a second
-    run of the same script.
+    run of the same script, but for those that it only `reads`.
 
-    Exits with 1 and one line for a `UserError` or a full disk, with 130 and one line for Ctrl-C.
+    Exits with 1 and one line for a `UserError`, a full disk or a file that may not be touched, with 130 and one line
+    for Ctrl-C.
     """
-    check(constants)
+    environment.catch_signals()
+    check(constants, reads)
     script = Path(constants["__file__"]).name
     try:
-        with ExitStack() as stack:
-            folders = {Path(constants[name]).resolve(): name for name in ("MODELS", "DATA") if name in constants}
+        with environment.interruptible(), ExitStack() as stack:
+            written = [name for name in ("MODELS", "DATA") if name in constants and name not in reads]
+            folders = {Path(constants[name]).resolve(): name for name in written}
             for name in sorted(folders.values()):  # one of them where both are the same
                 stack.enter_context(locked(Path(constants[name]), name, script))
-            # A laptop that shuts down sends SIGTERM: save and go, as with Ctrl-C.
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
             main()
     except UserError as error:
         sys.exit(f"{script}: {error}")
     except KeyboardInterrupt:
-        print(f"\n{script}: stopped. The same command goes on from what is saved.", file=sys.stderr)
-        sys.stdout.flush()
-        os._exit(130)  # not sys.exit: a library's exit handlers must not wait for a thread that is busy
+        environment.stop()
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        path = error.filename2 or error.filename
+        if error.errno in NO_ROOM:
+            sys.exit(
+                f"{script}: no room to write ({os.strerror(error.errno)}); what was written before is whole. "
+                "Free some, run again."
+            )
+        if not path or not error.errno:
             raise
-        sys.exit(
-            f"{script}: no room to write ({os.strerror(error.errno)}); what was written before is whole. "
-            "Free some, run again."
-        )
+        sys.exit(f"{script}: {os.fsdecode(path)} can't be used: {error.strerror}. What was written before is whole.")
 
 
-def check(constants: dict[str, Any]) -> None:
+def check(constants: dict[str, Any], reads: tuple[str, ...] = ()) -> None:
     """Replace a script's constants by the `NAME=value` arguments of the shell, and check all of them.
 
     `constants` is the script's `globals()`; its upper-case numbers, texts and tuples are the constants. An annotation
-    says what a constant may be: `Literal["a", "b"]`, or one of the types above. Makes the folders `DATA` and `MODELS`.
-    Exits with 1 and one line for a mistake, with 0 after printing the help for `--help`.
+    says what a constant may be: `Literal["a", "b"]`, or one of the types above. Makes the folders `DATA` and `MODELS`,
+    but for those that the script only `reads`. Exits with 1 and one line for a mistake, with 0 after printing the help
+    for `--help`.
 
     `run` calls it; a script calls it directly under its constants where imports that take seconds come after them.
     """
@@ -80,7 +120,9 @@ def check(constants: dict[str, Any]) -> None:
         _validate(constants)
         for name in ("MODELS", "DATA"):
             if name in constants:
-                ensure_dir(Path(constants[name]), name)
+                constants[name] = os.path.expanduser(constants[name])  # a shell leaves the ~ of NAME=~/x alone
+                if name not in reads:
+                    ensure_dir(Path(constants[name]), name)
     except UserError as error:
         sys.exit(f"{Path(constants['__file__']).name}: {error}")
 
@@ -98,7 +140,7 @@ def _is_constant(name: str, value: object) -> bool:
 def _apply_overrides(constants: dict[str, Any], arguments: list[str]) -> None:
     names = constants["__constants__"]
     if any(argument in ("-h", "--help") for argument in arguments):
-        lines = Path(constants["__file__"]).read_text().splitlines()
+        lines = Path(constants["__file__"]).read_text("utf-8").splitlines()
         print(constants["__doc__"].strip(), "\n\nConstants (edit them, or set them for one run as NAME=value):\n")
         print("\n".join(line for line in lines if re.split(r": | = ", line)[0] in names))
         sys.exit(0)
@@ -115,8 +157,8 @@ def _apply_overrides(constants: dict[str, Any], arguments: list[str]) -> None:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             value = text  # a bare word is a string
-        if isinstance(old, str) and type(value) in (int, float):
-            value = text  # a folder may be named 2026
+        if isinstance(old, str) and not isinstance(value, str):
+            value = text  # a folder may be named 2026, or True
         if not _same_type(value, old):
             raise UserError(f"{name}={text}: expected something such as {old!r}")
         constants[name] = float(value) if isinstance(old, float) else value
@@ -149,4 +191,5 @@ def _fits(number: float, bound: str) -> bool:
     """Whether `number` is finite, within `bound` and, if an integer, no larger than NumPy can hold."""
     if not -(2**63) <= number < 2**63 if isinstance(number, int) else not math.isfinite(number):
         return False
-    return {"above 0": number > 0, "at least 0": number >= 0, "at most 0": number <= 0}[bound]
+    fits = {"above 0": number > 0, "at least 0": number >= 0, "at most 0": number <= 0, "0 to 1": 0 <= number <= 1}
+    return fits[bound]

@@ -9,13 +9,16 @@ import subprocess
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from pipeline import UserError
 from pipeline.files import atomic_write, suppress_stderr
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+with suppress_stderr():  # as in plots.py
+    import matplotlib
 
 TILE = 192  # pixels, three for each of a frame
 LINE = 17  # height of a line of text
@@ -93,13 +96,14 @@ def _palette(pictures: np.ndarray) -> Image.Image:
     common, others = (np.stack([colours[part] >> shift & 255 for shift in (16, 8, 0)], -1) for part in (common, others))
     mixed = Image.fromarray(others[None].astype(np.uint8)).quantize(COLOURS - len(common), Image.Quantize.MEDIANCUT)
     palette = Image.new("P", (1, 1))
-    palette.putpalette([*common.ravel().tolist(), *mixed.getpalette()[: 3 * (COLOURS - len(common))]])
+    palette.putpalette([*common.ravel().tolist(), *(mixed.getpalette() or [])[: 3 * (COLOURS - len(common))]])
     return palette
 
 
 class Window:
     """A window on the screen that shows pictures as they come, at `rate` a second at most.
 
+    The first picture is enlarged to most of the screen, the others as much. The window's button and Escape close it.
     Make it before anything of the game is imported: that turns the screen off for the rest of the process.
     Raises `UserError` where there is no screen.
     """
@@ -107,7 +111,8 @@ class Window:
     def __init__(self, title: str, rate: float) -> None:
         import pygame
 
-        self.pygame, self.rate, self.surface, self.closed = pygame, rate, None, False
+        self.pygame, self.rate, self.closed = pygame, rate, False
+        self.surface: Any = None
         wanted = os.environ.get("SDL_VIDEODRIVER")
         try:
             with suppress_stderr():
@@ -126,14 +131,23 @@ class Window:
             return
         pygame = self.pygame
         if self.surface is None:
-            self.surface = pygame.display.set_mode(picture.shape[1::-1])
-        pygame.surfarray.blit_array(self.surface, picture.swapaxes(0, 1))
+            screen = pygame.display.get_desktop_sizes()[0]
+            self.surface = pygame.display.set_mode(enlarged(picture.shape[1::-1], screen))
+        image = pygame.surfarray.make_surface(picture.swapaxes(0, 1))
+        self.surface.blit(pygame.transform.smoothscale(image, self.surface.get_size()), (0, 0))
         pygame.display.flip()
         self.clock.tick(self.rate)
-        if any(event.type == pygame.QUIT for event in pygame.event.get()):
-            self.close()
+        for event in pygame.event.get():
+            if event.type == pygame.QUIT or (event.type == pygame.KEYDOWN and event.key == pygame.K_ESCAPE):
+                self.close()
 
     def close(self) -> None:
         """Close the window."""
         self.closed = True
         self.pygame.display.quit()
+
+
+def enlarged(size: tuple[int, int], screen: tuple[int, int]) -> tuple[int, int]:
+    """The size of a window for a picture of `size`, both (width, height): nine tenths of the screen, if not larger."""
+    factor = max(min(0.9 * there / wanted for there, wanted in zip(screen, size)), 1)
+    return round(size[0] * factor), round(size[1] * factor)

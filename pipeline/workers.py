@@ -10,10 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from pipeline import UserError
-
-# When this process is stopped or killed, multiprocessing tidies up after it; it needn't tell the user.
-os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
+from pipeline import UserError, environment
 
 RETRIES = 3  # a worker that the system killed is replaced this often in a row, then the run stops
 
@@ -81,7 +78,7 @@ class WorkerPool:
         if attempt >= RETRIES:
             raise UserError(
                 f"a worker process died {attempt + 1} times in a row (out of memory? try fewer WORKERS); "
-                "what was finished is saved, and the same command goes on"
+                "what was finished is saved; the same command continues"
             )
         print("A worker process died; its work starts again in a new one.", flush=True)
         self._start()
@@ -106,7 +103,7 @@ def _prepare(counter: Any, pickled: bytes) -> None:
     global _prepared, _next
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # a GPU is the parent's
+    environment.hide_gpu()
     for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
         os.environ[name] = "1"
     import cv2
@@ -119,7 +116,9 @@ def _prepare(counter: Any, pickled: bytes) -> None:
 
 def _end_with_parent() -> None:
     # A worker that waits for its next task would never notice that its parent was killed.
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this is a worker
+    parent.join()
     os._exit(1)
 
 

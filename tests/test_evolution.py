@@ -2,9 +2,8 @@
 
 import itertools
 import json
-import sys
 
-from models import controller, evolution
+from models import controller, evolution, history
 from models.tracks import EVOLUTION_TRACKS, SELECTION_TRACKS
 from pipeline import UserError
 from pipeline.files import load_npz, save_npz
@@ -17,26 +16,26 @@ import pytest
 ORIGIN = {"vae": "0123", "rnn": "4567"}
 CONSTANTS = {
     "POPULATION": 8,
-    "TRACKS": 2,
-    "REPLAYED": 0,
+    "EPISODES": 2,
+    "HARD_TRACKS": 0,
     "SIGMA": 0.1,
     "SEED": 3,
     "DIAGONAL": True,
     "FEATURES": "zh",
-    "START": "zero",
+    "INIT_FROM": "zero",
     "SCRIPT": "05_train_controller.py",
 }
 BASIS = np.eye(1 + controller.FEATURES, dtype=np.float32)
 TARGET = np.random.default_rng(5).normal(0, 0.3, controller.PARAMETERS)
 
 
-picture = evolution._picture
+plot_history = history.plot_history
 
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """They take longer than all the rest; one test draws one."""
-    monkeypatch.setattr(evolution, "_picture", lambda *_: None)
+    monkeypatch.setattr(evolution, "plot_history", lambda *_: None)
 
 
 class Bowl:
@@ -45,9 +44,9 @@ class Bowl:
     def __init__(self, sign: float = 1.0) -> None:
         self.sign, self.driven = sign, []
 
-    def drive(self, parameters, tracks, pairs):
+    def drive(self, parameters, tracks, episodes):
         returns, lengths = np.full(len(tracks), np.nan), np.zeros(len(tracks), np.int64)
-        for pair in pairs:
+        for pair in episodes:
             luck = np.random.default_rng(tracks[pair]).normal(0, 0.01)
             returns[pair] = luck - self.sign * ((parameters[pair] - TARGET) ** 2).sum()
             lengths[pair] = 10
@@ -70,22 +69,32 @@ class TwoAtOnce:
         return [task(self.worlds, numbers, name, parameters, tracks) for numbers in halves]
 
 
-def evolve(folder, workers=None, worlds=("real",), generations=6, constants=None, origin=ORIGIN, **options):
+def evolve(
+    folder,
+    workers=None,
+    worlds=("real",),
+    generations=6,
+    constants=None,
+    origin=ORIGIN,
+    basis=BASIS,
+    eval_every=2,
+    eval_episodes=5,
+):
+    """Run a search in `folder`: its history, the best controller, and the fingerprints that it carries."""
+    settings = CONSTANTS | {"EVAL_EVERY": eval_every, "EVAL_EPISODES": eval_episodes} | (constants or {})
+    path, best = folder / "controller.npz", folder / "controller.weights.h5"
     workers = workers or TwoAtOnce(Bowl(), Bowl(-1))
-    history, best = folder / "controller.npz", folder / "controller.weights.h5"
-    options = {"eval_every": 2, "eval_tracks": 5} | options
-    constants = CONSTANTS | (constants or {})
-    evolution.evolve(
-        workers, worlds, constants, origin, BASIS, generations=generations, history=history, best=best, **options
-    )
+    evolution.Evolution(workers, worlds, settings, origin, basis, path, best).run(generations)
+    if not best.exists():
+        return load_npz(path, ""), None, {}
     with h5py.File(best) as file:
-        return load_npz(history, ""), file["controller"][()], {name: file.attrs[name] for name in origin}
+        return load_npz(path, ""), file["controller"][()], {name: file.attrs[name] for name in origin}
 
 
 @pytest.mark.parametrize("diagonal", [False, True])
 def test_the_search_finds_an_optimum(diagonal):
     target = np.linspace(-1, 1, 21)
-    search = evolution.Search(np.zeros(21), np.eye(7), 12, 0.5, seed=1, diagonal=diagonal)
+    search = evolution.CMAES(np.zeros(21), np.eye(7), 12, 0.5, seed=1, diagonal=diagonal)
     for _ in range(250):
         search.tell(-((search.ask() - target) ** 2).sum(1))
     np.testing.assert_allclose(search.mean, target, atol=0.01)
@@ -93,7 +102,7 @@ def test_the_search_finds_an_optimum(diagonal):
 
 
 def test_the_search_starts_at_zero_with_sigma():
-    search = evolution.Search(np.zeros(867), np.eye(289), 400, 0.1, seed=1, diagonal=False)
+    search = evolution.CMAES(np.zeros(867), np.eye(289), 400, 0.1, seed=1, diagonal=False)
     candidates = search.ask()
     assert candidates.shape == (400, 867)
     np.testing.assert_array_equal(search.mean, 0)
@@ -104,7 +113,7 @@ def test_the_search_starts_at_zero_with_sigma():
 @pytest.mark.parametrize("diagonal", [False, True])
 def test_the_same_seed_and_fitnesses_replay_the_search_to_the_last_bit(diagonal):
     random = np.random.default_rng(0)
-    searches = [evolution.Search(np.zeros(39), np.eye(13), 8, 0.1, seed=4, diagonal=diagonal) for _ in range(2)]
+    searches = [evolution.CMAES(np.zeros(39), np.eye(13), 8, 0.1, seed=4, diagonal=diagonal) for _ in range(2)]
     told = []
     for _ in range(30):
         np.random.seed(None)  # noqa: NPY002  whatever others do with NumPy's global generator
@@ -117,16 +126,16 @@ def test_the_same_seed_and_fitnesses_replay_the_search_to_the_last_bit(diagonal)
     assert searches[0].mean.tobytes() == searches[1].mean.tobytes()
     assert searches[0].sigma == searches[1].sigma
     assert searches[0].ask().tobytes() == searches[1].ask().tobytes()
-    other = evolution.Search(np.zeros(39), np.eye(13), 8, 0.1, seed=5, diagonal=diagonal)
+    other = evolution.CMAES(np.zeros(39), np.eye(13), 8, 0.1, seed=5, diagonal=diagonal)
     assert (
         other.ask().tobytes()
-        != evolution.Search(np.zeros(39), np.eye(13), 8, 0.1, seed=4, diagonal=diagonal).ask().tobytes()
+        != evolution.CMAES(np.zeros(39), np.eye(13), 8, 0.1, seed=4, diagonal=diagonal).ask().tobytes()
     )
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_number_gone_bad_is_never_told(bad):
-    search = evolution.Search(np.zeros(6), np.eye(2), 8, 0.1, seed=1, diagonal=False)
+def test_tell_rejects_nonfinite_fitness(bad):
+    search = evolution.CMAES(np.zeros(6), np.eye(2), 8, 0.1, seed=1, diagonal=False)
     search.ask()
     with pytest.raises(ValueError, match="not finite"):
         search.tell(np.array([1.0, bad, *range(6)]))
@@ -139,28 +148,28 @@ def test_a_return_that_is_no_number_ends_the_run_and_keeps_what_there_was(tmp_pa
     before = (tmp_path / "controller.npz").read_bytes(), (tmp_path / "controller.weights.h5").read_bytes()
 
     class Bad(Bowl):
-        def drive(self, parameters, tracks, pairs):
-            returns, lengths = super().drive(parameters, tracks, pairs)
+        def drive(self, parameters, tracks, episodes):
+            returns, lengths = super().drive(parameters, tracks, episodes)
             returns[3] = bad
             return returns, lengths
 
-    with pytest.raises(UserError, match="have no return that is a number"):
+    with pytest.raises(UserError, match="have no finite return"):
         evolve(tmp_path, TwoAtOnce(Bad()))
     assert before == ((tmp_path / "controller.npz").read_bytes(), (tmp_path / "controller.weights.h5").read_bytes())
 
 
 def test_a_missing_return_is_never_a_score():
     class Lazy(Bowl):
-        def drive(self, parameters, tracks, pairs):
-            return super().drive(parameters, tracks, (pair for pair in pairs if pair != 5))
+        def drive(self, parameters, tracks, episodes):
+            return super().drive(parameters, tracks, (pair for pair in episodes if pair != 5))
 
-    with pytest.raises(UserError, match="1 drives have no return"):
-        evolution.drive_all(TwoAtOnce(Lazy()), "real", np.zeros((4, 867)), np.arange(3))
+    with pytest.raises(UserError, match="1 episodes have no finite return"):
+        evolution.evaluate(TwoAtOnce(Lazy()), "real", np.zeros((4, 867)), np.arange(3))
 
 
 def test_drive_all_puts_every_return_in_its_place():
     parameters = np.random.default_rng(1).normal(size=(3, 867))
-    returns, frames = evolution.drive_all(TwoAtOnce(Bowl()), "real", parameters, np.array([7, 8]))
+    returns, frames = evolution.evaluate(TwoAtOnce(Bowl()), "real", parameters, np.array([7, 8]))
     luck = [np.random.default_rng(seed).normal(0, 0.01) for seed in (7, 8)]
     np.testing.assert_allclose(returns, luck - ((parameters - TARGET) ** 2).sum(1)[:, None])
     assert frames == 60
@@ -178,7 +187,7 @@ def test_evolution_climbs_and_keeps_the_best(uninterrupted):
     assert record["fitness"][-1].mean() > record["fitness"][0].mean()
     assert record["eval_generation"].tolist() == [2, 4, 6]
     assert record["eval_real"].shape == record["eval_other"].shape == (3, 5)
-    assert record["frames"].tolist() == [160] * 6
+    assert record["steps"].tolist() == [160] * 6
     assert origin == ORIGIN
     # The mean that scored best in the first world is what was kept, whatever the second world says of it.
     assert -((best - TARGET) ** 2).sum() == pytest.approx(record["eval_real"].mean(1).max(), abs=0.02)
@@ -212,15 +221,15 @@ def test_more_generations_go_on_with_the_same_search(tmp_path, uninterrupted):
 
 def test_going_on_from_a_controller_with_another_m(tmp_path):
     _, before, _ = evolve(tmp_path)
-    with pytest.raises(UserError, match="START was zero, is controller"):
-        evolve(tmp_path, constants={"START": "controller"})
+    with pytest.raises(UserError, match="INIT_FROM: zero → controller"):
+        evolve(tmp_path, constants={"INIT_FROM": "controller"})
     (tmp_path / "controller.npz").unlink()
     origin = {"vae": "0123", "rnn": "89ab"}
     for generations in (3, 6):  # stopped and gone on with: the start is the history's, not the best since
         record, best, found = evolve(
-            tmp_path, constants={"START": "controller"}, origin=origin, generations=generations
+            tmp_path, constants={"INIT_FROM": "controller"}, origin=origin, generations=generations
         )
-    np.testing.assert_array_equal(record["start"], before)
+    np.testing.assert_array_equal(record["x0"], before)
     assert record["eval_generation"].tolist() == [0, 2, 3, 4, 6]
     assert -((before - TARGET) ** 2).sum() == pytest.approx(record["eval_real"][0].mean(), abs=0.02)
     assert found == origin
@@ -230,7 +239,7 @@ def test_going_on_from_a_controller_with_another_m(tmp_path):
 def test_a_start_that_nothing_improved_on_is_kept(tmp_path):
     _, before, _ = evolve(tmp_path)
     (tmp_path / "controller.npz").unlink()
-    go_on = {"START": "controller", "SIGMA": 100.0}
+    go_on = {"INIT_FROM": "controller", "SIGMA": 100.0}
     evolve(tmp_path, constants=go_on)
     (tmp_path / "controller.weights.h5").unlink()
     _, after, _ = evolve(tmp_path, constants=go_on)
@@ -238,17 +247,18 @@ def test_a_start_that_nothing_improved_on_is_kept(tmp_path):
 
 
 def test_nothing_to_go_on_from_is_refused(tmp_path):
-    cure = r"there is no controller in .*: run 05_train_controller\.py with START=zero first"
+    cure = r"there is no controller in .*: run 05_train_controller\.py with INIT_FROM=zero first"
     with pytest.raises(UserError, match=cure):
-        evolve(tmp_path, constants={"START": "controller"})
+        evolve(tmp_path, constants={"INIT_FROM": "controller"})
 
 
-def test_a_start_that_looks_at_more_is_refused(tmp_path, monkeypatch):
+def test_a_start_that_looks_at_more_is_refused(tmp_path):
     evolve(tmp_path)
     (tmp_path / "controller.npz").unlink()
-    monkeypatch.setattr(sys.modules[__name__], "BASIS", BASIS[:33])
     with pytest.raises(UserError, match="looks at h, which FEATURES=z leaves out"):
-        evolve(tmp_path, constants={"START": "controller", "FEATURES": "z"})
+        evolve(
+            tmp_path, constants={"INIT_FROM": "controller", "FEATURES": "z"}, basis=np.eye(33, 289, dtype=np.float32)
+        )
 
 
 def test_a_finished_run_drives_nothing_more(tmp_path, capsys):
@@ -256,24 +266,15 @@ def test_a_finished_run_drives_nothing_more(tmp_path, capsys):
     workers = TwoAtOnce(Bowl())
     evolve(tmp_path, workers, generations=4)
     assert workers.shares == 0
-    assert "6 generations are done: GENERATIONS=12 goes on" in capsys.readouterr().out
+    assert "6 generations are done: GENERATIONS=12 continues" in capsys.readouterr().out
 
 
 def test_fewer_generations_than_are_done_and_nothing_scored_yet(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         evolve(tmp_path, TwoAtOnce(Bowl(), fail_at=4), eval_every=5)
-    evolution.evolve(
-        TwoAtOnce(Bowl()),
-        ("real",),
-        CONSTANTS,
-        ORIGIN,
-        BASIS,
-        generations=2,
-        eval_every=5,
-        eval_tracks=5,
-        history=tmp_path / "controller.npz",
-        best=tmp_path / "controller.weights.h5",
-    )
+    record, best, _ = evolve(tmp_path, generations=2, eval_every=5)
+    assert len(record["fitness"]) == 3
+    assert best is None  # the mean was never evaluated
 
 
 def test_a_lost_best_controller_is_made_again(tmp_path):
@@ -285,41 +286,37 @@ def test_a_lost_best_controller_is_made_again(tmp_path):
 
 
 def test_the_picture(tmp_path, uninterrupted):
-    record = {name: list(array) for name, array in uninterrupted[0].items() if name != "constants"}
-    picture(tmp_path / "curve.png", record, ("real", "other"))
-    assert cv2.imread(str(tmp_path / "curve.png")).shape == (540, 960, 3)
+    record = {name: list(array) for name, array in uninterrupted[0].items() if name != "settings"}
+    plot_history(tmp_path / "curve.png", record, ("real", "other"))
+    assert cv2.imread(str(tmp_path / "curve.png")).shape == (495, 880, 3)
 
 
 def test_the_search_moves_along_its_directions_only(tmp_path):
     basis = np.random.default_rng(0).normal(size=(4, 289)).astype(np.float32)
-    workers, files = TwoAtOnce(Bowl()), (tmp_path / "controller.npz", tmp_path / "controller.weights.h5")
-    run = {"eval_every": 2, "eval_tracks": 5, "history": files[0], "best": files[1]}
-    evolution.evolve(workers, ("real",), CONSTANTS, ORIGIN, basis, generations=4, **run)
-    with h5py.File(files[1]) as file:
-        best = file["controller"][()]
+    record, best, _ = evolve(tmp_path, generations=4, basis=basis)
     assert np.linalg.norm(best) > 0
     np.testing.assert_allclose(
         basis.T @ np.linalg.lstsq(basis.T, best.reshape(289, 3), rcond=None)[0], best.reshape(289, 3), atol=1e-5
     )
-    np.testing.assert_array_equal(load_npz(files[0], "")["basis"], basis)
-    # A run that goes on keeps to the directions it began with, whatever V and M make of them on this machine.
-    evolution.evolve(workers, ("real",), CONSTANTS, ORIGIN, -basis, generations=6, **run)
-    np.testing.assert_array_equal(load_npz(files[0], "")["basis"], basis)
+    np.testing.assert_array_equal(record["basis"], basis)
+    # A run that continues keeps the directions it began with, whatever V and M make of them on this machine.
+    record, _, _ = evolve(tmp_path, generations=6, basis=-basis)
+    np.testing.assert_array_equal(record["basis"], basis)
 
 
 def test_tracks_that_went_badly_are_driven_again(tmp_path):
     """Every third track is bad luck; they come again, and only they, beside new ones."""
 
     class Unlucky(Bowl):
-        def drive(self, parameters, tracks, pairs):
-            returns, lengths = super().drive(parameters, tracks, pairs)
+        def drive(self, parameters, tracks, episodes):
+            returns, lengths = super().drive(parameters, tracks, episodes)
             return returns - 1000.0 * (tracks % 3 == 0), lengths
 
-    constants = {"TRACKS": 4, "REPLAYED": 2}
-    history, _, _ = evolve(tmp_path, TwoAtOnce(Unlucky()), generations=30, constants=constants)
+    constants = {"EPISODES": 4, "HARD_TRACKS": 2}
+    found, _, _ = evolve(tmp_path, TwoAtOnce(Unlucky()), generations=30, constants=constants)
     (tmp_path / "plain").mkdir()
-    plain, _, _ = evolve(tmp_path / "plain", TwoAtOnce(Unlucky()), generations=30, constants={"TRACKS": 4})
-    tracks, new = history["tracks"], plain["tracks"]
+    plain, _, _ = evolve(tmp_path / "plain", TwoAtOnce(Unlucky()), generations=30, constants={"EPISODES": 4})
+    tracks, new = found["tracks"], plain["tracks"]
     assert len(np.unique(new)) == 120
     np.testing.assert_array_equal(tracks[0], new[0])  # there is nothing to drive again yet
     np.testing.assert_array_equal(tracks[:, 2:], new[:, 2:])
@@ -329,19 +326,19 @@ def test_tracks_that_went_badly_are_driven_again(tmp_path):
     assert (tracks[again] % 3 == 0).mean() > 0.9
     assert all(len(set(row)) == 4 for row in tracks)
     expected = [[-1000 if track % 3 == 0 else 0 for track in row] for row in tracks]
-    np.testing.assert_allclose(history["track_returns"], expected, atol=300)
+    np.testing.assert_allclose(found["track_returns"], expected, atol=300)
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"constants": {"SIGMA": 0.2}}, r"other constants \(SIGMA was 0.1, is 0.2\)"),
-        ({"constants": {"POPULATION": 9, "SEED": 4}}, "POPULATION was 8, is 9, SEED was 3, is 4"),
-        ({"constants": {"DIAGONAL": False}}, "DIAGONAL was True, is False"),
-        ({"constants": {"SCRIPT": "07_dream_train.py"}}, "SCRIPT was 05_train_controller.py"),
+        ({"constants": {"SIGMA": 0.2}}, r"different settings \(SIGMA: 0.1 → 0.2\)"),
+        ({"constants": {"POPULATION": 9, "SEED": 4}}, "POPULATION: 8 → 9, SEED: 3 → 4"),
+        ({"constants": {"DIAGONAL": False}}, "DIAGONAL: True → False"),
+        ({"constants": {"SCRIPT": "07_dream_train.py"}}, "SCRIPT: 05_train_controller.py"),
         ({"origin": {"vae": "89ab", "rnn": "4567"}}, "belongs to an earlier V or M: delete it"),
-        ({"eval_tracks": 6}, "EVAL_TRACKS was 5, is 6"),
-        ({"eval_every": 3}, "EVAL_EVERY was 2, is 3"),
+        ({"eval_episodes": 6}, "EVAL_EPISODES: 5 → 6"),
+        ({"eval_every": 3}, "EVAL_EVERY: 2 → 3"),
     ],
 )
 def test_a_history_of_other_constants_is_refused(tmp_path, change, told):
@@ -363,25 +360,25 @@ def damage(tmp_path, **arrays):
 @pytest.mark.parametrize(
     "arrays",
     [
-        {"start": None},
-        {"start": np.zeros(99)},
+        {"x0": None},
+        {"x0": np.zeros(99)},
         {"basis": None},
         {"basis": np.zeros((9, 99))},
         {"fitness": None},
         {"tracks": None},
         {"track_returns": np.zeros((2, 3))},
         {"sigma": None},
-        {"constants": None},
-        {"constants": np.array("no json")},
-        {"constants": np.array("[1, 2]")},
-        {"constants": np.array(json.dumps("text"))},
+        {"settings": None},
+        {"settings": np.array("no json")},
+        {"settings": np.array("[1, 2]")},
+        {"settings": np.array(json.dumps("text"))},
         {"fitness": np.array(1.0)},
         {"fitness": np.zeros((2, 7))},
         {"fitness": np.zeros((0, 8))},
         {"fitness": np.full((2, 8), np.nan)},
         {"fitness": np.full((2, 8), "a")},
         {"sigma": np.zeros(1)},
-        {"frames": np.zeros(3)},
+        {"steps": np.zeros(3)},
         {"eval_real": np.zeros((1, 4))},
         {"eval_real": np.full((1, 5), np.inf)},
         {"eval_generation": np.array([2, 4])},
@@ -398,14 +395,14 @@ def test_a_damaged_history_is_refused(tmp_path, arrays):
     ("change", "told"),
     [
         ({"POPULATION": 3}, "POPULATION must be at least 4"),
-        ({"REPLAYED": 2}, "REPLAYED must be less than TRACKS"),
-        ({"EVAL_TRACKS": 101}, "EVAL_TRACKS can be 100 at most"),
-        ({"SEED": 10**6}, "SEED, GENERATIONS or TRACKS is too large"),
-        ({"TRACKS": 10**6}, "SEED, GENERATIONS or TRACKS is too large"),
+        ({"HARD_TRACKS": 2}, "HARD_TRACKS must be less than EPISODES"),
+        ({"EVAL_EPISODES": 101}, "EVAL_EPISODES can be 100 at most"),
+        ({"SEED": 10**6}, "SEED, GENERATIONS or EPISODES is too large"),
+        ({"EPISODES": 10**6}, "SEED, GENERATIONS or EPISODES is too large"),
     ],
 )
 def test_constants_that_no_search_can_have(change, told):
-    constants = CONSTANTS | {"EVAL_TRACKS": 5, "GENERATIONS": 10}
-    evolution.check(constants)
+    constants = CONSTANTS | {"EVAL_EPISODES": 5, "GENERATIONS": 10}
+    evolution.validate(constants)
     with pytest.raises(UserError, match=told):
-        evolution.check(constants | change)
+        evolution.validate(constants | change)

@@ -24,7 +24,7 @@ def contents(folder):
 
 def test_01_adds_what_is_missing_and_keeps_what_is_there(tmp_path, generate):
     data = tmp_path / "data"
-    options = ("STEPS=25", f"DATA={data}", f"MODELS={tmp_path / 'models'}")
+    options = ("MAX_STEPS=25", f"DATA={data}", f"MODELS={tmp_path / 'models'}")
     first = run_script(GENERATE, "ROLLOUTS=3", "WORKERS=1", *options)
     assert (first.returncode, first.stderr) == (0, "")
     assert "3 of 3 rollouts to make" in first.stdout
@@ -82,15 +82,18 @@ def test_random_rollouts_are_what_02_and_04_read(generate):
 
 
 def test_01_some_leave_the_field(generate, monkeypatch):
-    monkeypatch.setattr(generate, "LEAVING", 1.0)
+    monkeypatch.setattr(generate, "LEAVE_SHARE", 1.0)
     env = CarRacing64("fast")
     ends = [generate.random_rollout(env, seed, 300)["done"][-1] for seed in range(1_000_000, 1_000_008)]
     assert np.mean(ends) >= 0.25
 
 
 def test_01_with_a_controller(tmp_path, untrained):
-    data, options = tmp_path / "data", ("POLICY=controller", "WORKERS=1", "STEPS=12", "CARS=4", f"MODELS={untrained}")
-    result = run_script(GENERATE, *options, f"DATA={data}", "ROLLOUTS=6", "FIRST=10")
+    data, options = (
+        tmp_path / "data",
+        ("POLICY=controller", "WORKERS=1", "MAX_STEPS=12", "NUM_ENVS=4", f"MODELS={untrained}"),
+    )
+    result = run_script(GENERATE, *options, f"DATA={data}", "ROLLOUTS=6", "FIRST_ROLLOUT=10")
     assert (result.returncode, result.stderr) == (0, "")
     made = contents(data)
     assert sorted(made) == [f"rollout-10000{i}.npz" for i in range(10, 16)]
@@ -107,12 +110,20 @@ def test_01_with_a_controller(tmp_path, untrained):
         np.testing.assert_array_equal(frame, rollout["obs"][-1])
 
 
-SMALL = ("GENERATIONS=2", "POPULATION=4", "EVAL_EVERY=1", "EVAL_TRACKS=2", "WORKERS=1", "CARS=4", "PATIENCE=8")
+SMALL = (
+    "GENERATIONS=2",
+    "POPULATION=4",
+    "EVAL_EVERY=1",
+    "EVAL_EPISODES=2",
+    "WORKERS=1",
+    "NUM_ENVS=4",
+    "MAX_IDLE_STEPS=8",
+)
 
 
 def test_05_evolves(tmp_path, linked):
     (linked / "controller.weights.h5").unlink()
-    result = run_script(EVOLVE, *SMALL, "TRACKS=1", f"MODELS={linked}", f"DATA={tmp_path}")
+    result = run_script(EVOLVE, *SMALL, "EPISODES=1", f"MODELS={linked}", f"DATA={tmp_path}")
     assert (result.returncode, result.stderr) == (0, "")
     assert "generation 2/2  best " in result.stdout
     record = load_npz(tmp_path / "controller.npz", "")
@@ -124,7 +135,7 @@ def test_05_evolves(tmp_path, linked):
 
 def test_07_dreams(tmp_path, linked, as_script, capsys):
     (linked / "dream_controller.weights.h5").unlink()
-    more = "TRACKS=2", "REPLAYED=1", "DREAMS=8", "FRAMES=6", f"MODELS={linked}", f"DATA={tmp_path}"
+    more = "EPISODES=2", "HARD_TRACKS=1", "DREAM_ENVS=8", "MAX_DREAM_STEPS=6", f"MODELS={linked}", f"DATA={tmp_path}"
     as_script(script_module(DREAM), *SMALL, *more)
     assert "generation 2/2  best " in capsys.readouterr().out
     record = load_npz(tmp_path / "dream_controller.npz", "")
@@ -137,11 +148,11 @@ def test_07_dreams(tmp_path, linked, as_script, capsys):
 def test_05_goes_on_from_the_dreamer(tmp_path, linked, as_script, capsys):
     dreamer = worlds.load(linked, "dream_controller")[2]
     (linked / "controller.weights.h5").unlink()
-    more = "TRACKS=1", "START=dream_controller", f"MODELS={linked}", f"DATA={tmp_path}"
+    more = "EPISODES=1", "INIT_FROM=dream_controller", f"MODELS={linked}", f"DATA={tmp_path}"
     as_script(script_module(EVOLVE), *SMALL, *more)
-    assert "starts from the dream controller:  real " in capsys.readouterr().out
+    assert "starting from the dream controller:  real " in capsys.readouterr().out
     record = load_npz(tmp_path / "controller.npz", "")
-    np.testing.assert_array_equal(record["start"], dreamer)
+    np.testing.assert_array_equal(record["x0"], dreamer)
     assert record["eval_generation"].tolist() == [0, 1, 2]
 
 
@@ -174,26 +185,26 @@ def test_01_with_a_controller_that_is_not_there(tmp_path, linked, as_script):
 
 BAD = [
     (GENERATE, "ROLLOUTS=0", "ROLLOUTS=0 must be above 0"),
-    (GENERATE, "STEPS=-1", "STEPS=-1 must be above 0"),
+    (GENERATE, "MAX_STEPS=-1", "MAX_STEPS=-1 must be above 0"),
     (GENERATE, "WORKERS=0", "WORKERS=0 must be above 0"),
-    (GENERATE, "HOLD=0", "HOLD=0 must be above 0"),
+    (GENERATE, "MAX_ACTION_REPEAT=0", "MAX_ACTION_REPEAT=0 must be above 0"),
     (GENERATE, "POLICY=dream", "POLICY=dream must be one of random, controller"),
     (GENERATE, "CONTROLLER=best", "must be one of controller, dream_controller"),
-    (GENERATE, "LEAVING=0.7", "ON_THE_MOVE and LEAVING are shares of the rollouts"),
-    (GENERATE, "FIRST=999_000", "there are 1,000,000 track seeds"),
-    (GENERATE, "SPEEDS=(5,)", "SPEEDS=(5,) must be two numbers"),
-    (GENERATE, "SPEEDS=(50,10)", "the lower one first"),
-    (GENERATE, "NOISE=()", "NOISE must not be empty"),
+    (GENERATE, "LEAVE_SHARE=0.7", "MOVING_START_SHARE and LEAVE_SHARE are shares of the rollouts"),
+    (GENERATE, "FIRST_ROLLOUT=999_000", "there are 1,000,000 track seeds"),
+    (GENERATE, "START_SPEEDS=(5,)", "START_SPEEDS=(5,) must be two numbers"),
+    (GENERATE, "START_SPEEDS=(50,10)", "the lower one first"),
+    (GENERATE, "ACTION_NOISE=()", "ACTION_NOISE must not be empty"),
     (EVOLVE, "POPULATION=3", "POPULATION must be at least 4"),
-    (EVOLVE, "TRACKS=0", "TRACKS=0 must be above 0"),
+    (EVOLVE, "EPISODES=0", "EPISODES=0 must be above 0"),
     (EVOLVE, "SIGMA=0", "SIGMA=0.0 must be above 0"),
     (EVOLVE, "SEED=-1", "SEED=-1 must be at least 0"),
-    (EVOLVE, "SEED=100_000", "SEED, GENERATIONS or TRACKS is too large"),
-    (EVOLVE, "EVAL_TRACKS=101", "EVAL_TRACKS can be 100 at most"),
+    (EVOLVE, "SEED=100_000", "SEED, GENERATIONS or EPISODES is too large"),
+    (EVOLVE, "EVAL_EPISODES=101", "EVAL_EPISODES can be 100 at most"),
     (EVOLVE, "FEATURES=h", "FEATURES=h must be one of zh, z"),
-    (EVOLVE, "START=best", "START=best must be one of zero, controller, dream_controller"),
+    (EVOLVE, "INIT_FROM=best", "INIT_FROM=best must be one of zero, dream_controller, controller"),
     (DREAM, "TEMPERATURE=0", "TEMPERATURE=0.0 must be above 0"),
-    (DREAM, "DREAMS=1.5", "DREAMS=1.5: expected something such as"),
+    (DREAM, "DREAM_ENVS=1.5", "DREAM_ENVS=1.5: expected something such as"),
     (DREAM, "POPULATION=2", "POPULATION must be at least 4"),
 ]
 

@@ -1,71 +1,59 @@
-"""What `make` says before it builds .venv: a line for each thing that is missing, nothing where it is whole."""
+"""The set-up: which Python it takes, what it says is missing, what it installs; line ends; `make clean`."""
 
 import os
+import select
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+from tools import setup
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TOOLS = ["sh", "cat", "cut", "df", "dirname", "du", "grep", "head", "mktemp", "rm", "tail"]
+BUILT_FROM = ("requirements.txt", "tools/setup.sh", "tools/setup.py")
+TOOLS = ["sh", "cat", "dirname"]
+ALL_SYSTEMS = ("Debian/Ubuntu: ", "Fedora: ", "macOS: ")
 
 
 class Machine:
-    """A clone on a machine of which one decides what is there: PATH is one folder of scripts."""
+    """A clone on a machine of which the test decides what is in PATH."""
 
     def __init__(self, folder: Path):
-        self.clone, self.bin, self.include = folder / "a clone", folder / "bin", folder / "include"
-        for made in (self.clone / ".ci", self.bin, self.include):
-            made.mkdir(parents=True)
-        shutil.copy(ROOT / ".ci" / "setup.sh", self.clone / ".ci")
-        shutil.copy(ROOT / "requirements.txt", self.clone)
-        for tool in TOOLS:
-            (self.bin / tool).symlink_to(shutil.which(tool))
-        (self.include / "Python.h").touch()
-        self.program("c++", "exit 0")
-        self.free(1_000_000)
+        self.clone, self.bin = folder / "a clone 世界", folder / "bin"
+        (self.clone / "tools").mkdir(parents=True)
+        self.bin.mkdir()
+        for name in BUILT_FROM:
+            shutil.copy(ROOT / name, self.clone / name)
+        for name in TOOLS:
+            (self.bin / name).symlink_to(shutil.which(name))
+        self.program("uname", "echo Linux x86_64")
+        self.program("grep", "exit 0")
 
     def program(self, name: str, text: str) -> None:
-        """Put a shell script into PATH, in place of what has that name."""
-        (self.bin / name).unlink(missing_ok=True)
+        """Put a shell script into PATH."""
         (self.bin / name).write_text(f"#!/bin/sh\n{text}\n")
         (self.bin / name).chmod(0o755)
 
-    def free(self, megabytes: int) -> None:
-        lines = f"Filesystem 1024-blocks Used Available Capacity Mounted\\n/dev/x 9 9 {megabytes * 1024} 1% /\\n"
-        self.program("df", f"printf '{lines}'")
+    def python(self, name: str, version: str, code: int = 0) -> None:
+        """Put a Python into PATH that answers setup.sh's probe so, and says its name when it is given setup.py."""
+        said = f'echo {name} "$@" $PYTHONHOME $PYTHONPATH; exit 0'
+        self.program(name, f'test "$1" = -c || {{ {said}; }}\necho {version}\nexit {code}')
 
-    def python(
-        self, name: str, version: str, venv: str = "yes", machine: str = "Linux-x86_64", libc: str = "glibc"
-    ) -> None:
-        """Put a Python into PATH that answers the script's questions as told."""
-        answers = (version, self.bin / name, venv, self.include, machine, libc, "no-such-cc", "no-such-c++")
-        self.program(name, "cat <<'END'\n" + "\n".join(map(str, answers)) + "\nEND")
-
-    def setup(self, *arguments: str, **variables: str) -> tuple[int, list[str]]:
-        """Run the script; its exit code and the lines it printed."""
+    def setup(self, **variables: str) -> tuple[int, list[str]]:
+        """Run setup.sh; its exit code and the lines it printed."""
         done = subprocess.run(
-            [self.bin / "sh", ".ci/setup.sh", *arguments],
+            [self.bin / "sh", "tools/setup.sh"],
             cwd=self.clone,
-            env={"PATH": str(self.bin), "TMPDIR": str(self.bin.parent), **variables},
+            env={"PATH": str(self.bin), **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
         return done.returncode, done.stdout.splitlines()
-
-    def lacks(self, *words: str, **variables: str) -> None:
-        """Assert that one line is printed for each of `words`, with the three systems' cures, and nothing else."""
-        code, lines = self.setup("check", **variables)
-        assert code == 1
-        assert len(lines) == len(words), lines
-        for word, line in zip(words, lines, strict=True):
-            assert line.startswith("set-up: ")
-            assert word in line
-            for system in ("Debian/Ubuntu: ", "Fedora: ", "macOS: "):
-                assert system in line
 
 
 @pytest.fixture
@@ -73,106 +61,93 @@ def machine(tmp_path):
     return Machine(tmp_path)
 
 
-def test_nothing_is_said_where_nothing_is_missing(machine):
-    machine.python("python3.12", "3.12")
-    assert machine.setup("check") == (0, [])
-
-
-@pytest.mark.parametrize("version", ["2.7", "3.10", "3.13"])
-def test_another_python(machine, version):
-    machine.python("python3", version)
-    machine.lacks(f"Python 3.11 or 3.12 is missing (python3 is {version}).")
-
-
-def test_no_python(machine):
-    machine.lacks("Python 3.11 or 3.12 is missing. ")
-
-
-def test_a_shim_that_does_not_run_is_passed_over(machine):
-    machine.program("python3.12", "echo 'pyenv: python3.12: command not found' >&2; exit 127")
-    machine.python("python3.11", "3.11")
-    assert machine.setup("check") == (0, [])
-
-
-def test_a_python_that_has_all_goes_before_one_that_has_not(machine):
-    machine.python("python3.12", "3.12", venv="no")
-    machine.lacks("ensurepip is missing from Python 3.12.")
-    machine.python("python3.11", "3.11")
-    assert machine.setup("check") == (0, [])
-
-
-def test_the_python_that_was_asked_for(machine):
-    machine.python("python3.12", "3.12")
-    machine.python("mine", "3.13")
-    machine.lacks("missing at PYTHON=mine (mine is 3.13)", PYTHON="mine")
-
-
-def test_everything_missing_is_said_at_once(machine):
-    machine.python("python3", "3.11", venv="no")
-    (machine.include / "Python.h").unlink()
-    (machine.bin / "c++").unlink()
-    machine.free(1_000)
-    machine.lacks(
-        "ensurepip is missing from Python 3.11.",
-        "Python.h is missing for Python 3.11.",
-        "a C++ compiler that works is missing.",
-        "1000 MB are free",
-    )
-
-
-def test_a_compiler_that_does_not_run(machine):
-    machine.python("python3.12", "3.12")
-    machine.program("c++", "echo 'xcrun: error: invalid active developer path' >&2; exit 1")
-    machine.lacks("is missing (xcrun: error: invalid active developer path).")
-    machine.program("clang++", "exit 0")
-    assert machine.setup("check") == (0, [])
-
-
-def test_another_compiler_does_not_stand_in_for_the_one_asked_for(machine):
-    machine.python("python3.12", "3.12")
-    machine.lacks("missing at CXX=g++-99", CXX="g++-99")
+@pytest.mark.parametrize(
+    ("pythons", "variables", "chosen"),
+    [
+        ([("python3.13", "3.13", 0)], {}, "python3.13"),
+        ([("python3", "3.11", 0)], {"PYTHONHOME": "/nowhere", "PYTHONPATH": "/nowhere"}, "python3"),
+        ([("python3.13", "", 127), ("python3.12", "3.12", 0)], {}, "python3.12"),  # a shim of pyenv's that does not run
+        ([("python3.13", "3.13", 4), ("python3.11", "3.11", 0)], {}, "python3.11"),  # one without Python.h comes last
+        ([("python3.13", "3.13", 4), ("python3", "3.14", 3)], {}, "python3.13"),
+        ([("python3.13", "3.13", 0), ("my own", "3.12", 0)], {"PYTHON": "my own"}, "my own"),
+    ],
+)
+def test_which_python_builds(machine, pythons, variables, chosen):
+    for python in pythons:
+        machine.python(*python)
+    assert machine.setup(**variables) == (0, [f"{chosen} tools/setup.py"])
 
 
 @pytest.mark.parametrize(
-    ("kind", "libc", "word"),
+    ("pythons", "variables", "words"),
     [
-        ("Darwin-x86_64", "-", "Intel"),
-        ("Linux-x86_64", "-", "glibc"),
-        ("Linux-armv7l", "glibc", "Linux-armv7l"),
+        ([], {}, "Python 3.11, 3.12 or 3.13 is missing. "),
+        ([("python3", "2.7", 3)], {}, "is missing (python3 is 2.7). "),
+        ([("python3.13", "3.13", 0), ("mine", "3.14", 3)], {"PYTHON": "mine"}, "at PYTHON=mine (mine is 3.14). "),
     ],
 )
-def test_a_machine_without_tensorflow(machine, kind, libc, word):
-    machine.python("python3.12", "3.12", machine=kind, libc=libc)
-    code, lines = machine.setup("check")
+def test_no_python(machine, pythons, variables, words):
+    for python in pythons:
+        machine.python(*python)
+    if variables:
+        machine.program("uv", "echo is not asked")
+    code, (line,) = machine.setup(**variables)
     assert code == 1
-    assert len(lines) == 1
-    assert word in lines[0]
+    for word in ("set-up: ", words, *ALL_SYSTEMS, "install uv"):
+        assert word in line
 
 
-def test_a_mac(machine):
-    machine.python("python3.12", "3.12", machine="Darwin-arm64", libc="-")
-    assert machine.setup("check") == (0, [])
+@pytest.mark.parametrize(("version", "parts", "code"), [("3.10", 1, 3), ("3.11", 1, 0), ("3.13", 0, 4), ("3.14", 1, 3)])
+def test_the_probe_of_a_python(folder, monkeypatch, capsys, version, parts, code):
+    probe = (ROOT / "tools" / "setup.sh").read_text().split("probe='")[1].split("'\n")[0]
+    monkeypatch.setattr(sys, "version_info", tuple(map(int, version.split("."))))
+    monkeypatch.setattr(setup.sysconfig, "get_path", lambda name: os.getcwd() if parts else "/nowhere")
+    with pytest.raises(SystemExit) as end:
+        exec(probe, {})
+    assert (end.value.code, capsys.readouterr().out) == (code, f"{version}\n")
 
 
-def test_the_python_of_these_tests_answers_the_questions(machine):
-    (machine.bin / "python3").symlink_to(sys.executable)
-    code, lines = machine.setup("check")
-    assert [line for line in lines if "Python 3" in line and "Python.h" not in line] == []
-    assert code == 0 or "Python.h" in lines[0]
+def test_uv_brings_a_python_where_none_fits(machine):
+    machine.python("python3", "3.10", 3)
+    machine.python("from uv", "3.13")
+    machine.program("uv", f'test "$1 $2" = "python find" && echo "{machine.bin}/from uv" || test "$2" = install')
+    code, lines = machine.setup()
+    assert code == 0
+    assert lines[1] == "from uv tools/setup.py"
+    machine.program("uv", "exit 2")
+    code, lines = machine.setup()
+    assert code == 1
+    assert "(python3 is 3.10)" in lines[-1]
+    machine.python("python3.11", "3.11")  # then it isn't asked
+    assert machine.setup() == (0, ["python3.11 tools/setup.py"])
+
+
+def test_a_processor_without_avx_is_refused_before_anything_is_downloaded(machine):
+    machine.python("python3", "3.12")
+    machine.program("uv", "echo downloads")
+    machine.program("grep", 'test "$*" != "-qw avx /proc/cpuinfo"')
+    code, (line,) = machine.setup()
+    assert code == 1
+    assert "AVX" in line
+    machine.program("uname", "echo Darwin arm64")
+    assert machine.setup()[0] == 0
 
 
 def make_venv(machine: Machine) -> Path:
-    (machine.clone / ".venv" / "bin").mkdir(parents=True)
     python = machine.clone / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
     python.symlink_to(sys.executable)
-    inputs = [(machine.clone / name).read_text() for name in ("requirements.txt", ".ci/setup.sh")]
-    (machine.clone / ".venv" / "whole").write_text("".join(inputs))
+    (machine.clone / ".venv" / "whole").write_text("".join((machine.clone / name).read_text() for name in BUILT_FROM))
     return python
 
 
-def test_a_whole_venv_is_left_alone(machine):
+def test_a_whole_venv_is_left_alone(machine, monkeypatch):
     make_venv(machine)
     assert machine.setup() == (0, [])
+    monkeypatch.chdir(machine.clone)
+    monkeypatch.setattr(setup, "STAMP", Path(".venv/whole"))
+    monkeypatch.setattr(setup, "lacks", pytest.fail)
+    assert setup.main() == 0  # after another one has built it meanwhile
 
 
 @pytest.mark.parametrize("harm", ["interrupted", "other packages", "its Python is gone"])
@@ -186,28 +161,235 @@ def test_another_venv_is_not_taken_for_whole(machine, harm):
     else:
         python.unlink()
         python.symlink_to(machine.bin / "gone")
-    code, lines = machine.setup()
-    assert code == 1
-    assert "Python 3.11 or 3.12 is missing" in lines[0]
+    machine.python("python3", "3.11")
+    assert machine.setup() == (0, ["python3 tools/setup.py"])
 
 
-@pytest.mark.skipif(not shutil.which("git") or not shutil.which("make"), reason="needs git and make")
-@pytest.mark.parametrize("git", [True, False])
-def test_clean_spares_what_came_with_the_clone(tmp_path, git):
-    tracked = ["models/vae.py", "models/trained/vae.weights.h5", "data/readme/drive.gif", "data/.gitkeep", "tests/a.py"]
-    if not git:
-        tracked.remove("data/.gitkeep")
-    generated = ["data/rollouts/1.npz", "data/demo/a.png", "data/.x.lock", "models/vae.weights.h5", "models/.x.lock"]
-    generated += ["models/demo/vae.weights.h5", "models/__pycache__/a.pyc", ".venv/whole", ".ruff_cache/x"]
-    for name in tracked + generated:
+def missing(monkeypatch, kind="Linux-x86_64", libc="glibc", bits=64, parts=True, compilers="own", free=9_000):
+    """What setup.py says is missing on such a machine; `compilers` are those that work."""
+    system, processor = kind.split("-")
+    variables = {"CC": "sh -pthread" if "own" in compilers else "no-such-cc", "CXX": "own"}
+    monkeypatch.setattr(setup, "BITS", bits)
+    monkeypatch.setattr(setup.platform, "system", lambda: system)
+    monkeypatch.setattr(setup.platform, "machine", lambda: processor)
+    monkeypatch.setattr(setup.platform, "libc_ver", lambda: (libc, ""))
+    monkeypatch.setattr(setup.importlib.util, "find_spec", lambda name: name if parts else None)
+    monkeypatch.setattr(setup.sysconfig, "get_path", lambda name: os.getcwd() if parts else "/nowhere")
+    monkeypatch.setattr(setup.sysconfig, "get_config_var", variables.get)
+    monkeypatch.setattr(setup, "compile_error", lambda name: None if name in compilers.split() else f"{name}: broken")
+    monkeypatch.setattr(setup, "free_megabytes", lambda: free)
+    return list(setup.lacks())
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working folder, with a Python.h in it; neither CXX nor CC is set."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(os, "environ", {name: text for name, text in os.environ.items() if name not in ("CC", "CXX")})
+
+
+@pytest.mark.parametrize("kind", ["Linux-x86_64", "Linux-aarch64", "Darwin-arm64"])
+def test_nothing_is_said_where_nothing_is_missing(folder, monkeypatch, kind):
+    assert missing(monkeypatch, kind, libc="glibc" if kind.startswith("Linux") else "") == []
+
+
+@pytest.mark.parametrize(
+    ("machine", "word"),
+    [
+        ({"kind": "Darwin-x86_64", "libc": ""}, "Intel Macs"),
+        ({"kind": "Linux-armv7l", "bits": 32}, "32-bit Python on Linux-armv7l"),
+        ({"kind": "Linux-aarch64", "bits": 32}, "32-bit Python on Linux-aarch64"),
+        ({"libc": ""}, "glibc"),
+    ],
+)
+def test_a_machine_without_tensorflow(folder, monkeypatch, machine, word):
+    (line,) = missing(monkeypatch, **machine)
+    assert word in line
+
+
+def test_everything_missing_is_said_at_once(folder, monkeypatch):
+    lines = missing(monkeypatch, parts=False, compilers="", free=1_000)
+    words = ("ensurepip is missing from", "Python.h is missing for", "is missing (c++: broken)", "1000 MB are free")
+    for line, word in zip(lines, words, strict=True):
+        for expected in (word, *ALL_SYSTEMS):
+            assert expected in line
+
+
+def test_another_compiler_stands_in_for_pythons_own_but_not_for_the_one_asked_for(folder, monkeypatch):
+    assert missing(monkeypatch, compilers="g++ clang++") == []
+    assert (os.environ["CXX"], os.environ["CC"]) == ("g++", "g++")
+    os.environ["CXX"] = "g++-99"
+    (line,) = missing(monkeypatch, compilers="own c++")
+    assert "is missing at CXX=g++-99 (g++-99: broken)" in line
+
+
+def test_a_compiler_is_tried_with_its_options(folder, tmp_path):
+    assert "No such file" in setup.compile_error("no-such-compiler")
+    (tmp_path / "c").write_text("#!/bin/sh\necho 'xcrun: error' >&2\necho more >&2\nexit 1\n")
+    (tmp_path / "c").chmod(0o755)
+    assert setup.compile_error(f"{tmp_path}/c -O1") == "xcrun: error"
+    (tmp_path / "c").write_text("#!/bin/sh\ntest $1 = -O1\n")
+    assert setup.compile_error(f"{tmp_path}/c -O1") is None
+
+
+def test_a_folder_that_cant_be_written_to(folder, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    (line,) = missing(monkeypatch)
+    assert "can't be written to" in line
+
+
+def test_the_installers_get_no_variables_of_other_projects(monkeypatch):
+    for name in (
+        "PIP_TARGET",
+        "PIP_NO_DEPS",
+        "UV_SYSTEM_PYTHON",
+        "PIP_INDEX_URL",
+        "UV_INDEX",
+        "PIP_CERT",
+        "HTTP_PROXY",
+    ):
+        monkeypatch.setenv(name, "x")
+    names = setup.environment().keys()
+    assert not {"PIP_TARGET", "PIP_NO_DEPS", "UV_SYSTEM_PYTHON"} & names
+    assert {"PIP_INDEX_URL", "UV_INDEX", "PIP_CERT", "HTTP_PROXY"} <= names
+
+
+@pytest.fixture
+def packages(folder, tmp_path, monkeypatch):
+    """Builds .venv in the working folder with a pip that runs the shell script in this folder's `pip`."""
+    monkeypatch.setattr(setup, "VENV", tmp_path / ".venv")
+    monkeypatch.setattr(setup, "LOG", tmp_path / ".venv" / "setup.log")
+    monkeypatch.setattr(setup, "STAMP", tmp_path / ".venv" / "whole")
+    monkeypatch.setattr(setup.sys, "_base_executable", str(tmp_path / "python"), raising=False)
+    (tmp_path / "python").write_text(
+        '#!/bin/sh\ntest "$2" = venv || . ./pip\nmkdir -p .venv/bin\ncp python .venv/bin\n'
+    )
+    (tmp_path / "python").chmod(0o755)
+    return tmp_path / "pip"
+
+
+def test_build(packages, tmp_path, capfd):
+    packages.write_text('echo "$@" >>packages; exit\n')
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "left over").touch()
+    assert setup.build("what it is made from") == 0
+    assert setup.STAMP.read_text() == "what it is made from"
+    assert {path.name for path in setup.VENV.iterdir()} == {"bin", "setup.log", "whole"}
+    build, rest = (tmp_path / "packages").read_text().splitlines()
+    assert build.startswith("-m pip install swig")
+    assert "--no-build-isolation -r requirements.txt pytest" in rest
+    assert "is ready" in capfd.readouterr().err
+
+
+def test_uv_installs_where_it_is_in_path_and_pip_where_uv_fails(packages, tmp_path, monkeypatch):
+    packages.write_text("echo pip >>who; exit\n")
+    (tmp_path / "uv").write_text("#!/bin/sh\necho uv >>who\n")
+    (tmp_path / "uv").chmod(0o755)
+    os.environ["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
+    assert setup.build("") == 0
+    (tmp_path / "uv").write_text("#!/bin/sh\nexit 2\n")
+    assert setup.build("") == 0
+    assert (tmp_path / "who").read_text().split() == ["uv", "uv", "pip", "pip"]
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("echo 'Temporary failure in name resolution'; exit 1", ["packages can't be downloaded. Is there a network?"]),
+        ("echo 'WARNING: of pip'; echo 'no space left'; exit 1", ["no space left", "failed, see above"]),
+    ],
+)
+def test_a_build_that_fails_leaves_no_stamp(packages, capfd, text, lines):
+    packages.write_text(f"{text}\n")
+    assert setup.build("") == 1
+    assert not setup.STAMP.exists()
+    for line, expected in zip(capfd.readouterr().err.splitlines()[1:], lines, strict=True):
+        assert expected in line
+
+
+STOPPABLE = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from tools import setup
+setup.lacks = list
+setup.install = lambda: setup.run("sh", "-c", "sleep 0.3; echo $$ >pid; exec sleep 100")
+setup.sys._base_executable = "true"
+sys.exit(setup.main())
+"""
+
+
+def line_of(process: subprocess.Popen) -> str:
+    """The next line that comes within half a minute."""
+    assert select.select([process.stderr], [], [], 30)[0]
+    return process.stderr.readline()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_two_at_once_take_turns_however_the_first_one_ends(machine, number):
+    """The second one begins when the first one and what it started have ended, and finds .venv half-built."""
+    start = {"args": [sys.executable, "-c", STOPPABLE], "cwd": machine.clone, "stderr": subprocess.PIPE, "text": True}
+    pid = machine.clone / "pid"
+    with subprocess.Popen(**start) as first:
+        assert "building" in line_of(first)
+        with subprocess.Popen(**start) as second:
+            assert "another one is building" in line_of(second)
+            while not (pid.exists() and pid.read_text()):
+                time.sleep(0.01)
+            first.send_signal(number)
+            if number == signal.SIGKILL:  # its installer goes on
+                first.wait()
+                assert not select.select([second.stderr], [], [], 0.2)[0]
+                os.kill(int(pid.read_text()), signal.SIGKILL)
+            else:
+                assert "stopped; make starts it again" in line_of(first)
+                assert first.wait() == 130
+            assert "building" in line_of(second)
+            second.terminate()
+            assert second.wait() == 130
+    assert not (machine.clone / ".venv" / "whole").exists()
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+def test_a_clone_with_other_line_ends(tmp_path):
+    """What the shell reads has LF, and pictures and weights are as they were, whatever git is set to."""
+    kept = [".gitattributes", "Makefile", "tools/setup.sh", ".ci/run", "docs/images/score.png"]
+    git = ["git", "-c", "core.autocrlf=true", "-c", "user.name=a", "-c", "user.email=a@b"]
+    environment = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull}
+    for name in kept:
+        (tmp_path / "one" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / "one" / name)
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
+        subprocess.run([*git, *command], cwd=tmp_path / "one", check=True, env=environment)
+    subprocess.run([*git, "clone", "-q", "one", "other"], cwd=tmp_path, check=True, env=environment)
+    for name in kept:
+        assert (tmp_path / "other" / name).read_bytes() == (ROOT / name).read_bytes()
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+def test_clean_keeps_what_took_training(tmp_path):
+    shipped = [
+        "models/vae.py",
+        "models/trained/vae.weights.h5",
+        "models/trained/controller.npz",
+        "tests/a.py",
+        "Makefile",
+    ]
+    trained = ["data/rollouts/1.npz", "data/demo/a.png", "data/.x.lock", "data/two words.npz", "models/.x.lock"]
+    trained += ["models/vae.weights.h5", "models/rnn.checkpoint.npz", "models/demo/vae.weights.h5"]
+    caches = ["models/__pycache__/a.pyc", ".venv/whole", ".ruff_cache/x", ".pytest_cache/x"]
+    for name in shipped + trained + caches:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    for name in ("Makefile", ".gitignore"):
-        shutil.copy(ROOT / name, tmp_path)
-    if git:
-        environment = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull}
-        subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True, env=environment)
-        subprocess.run(["git", "add", "-f", *tracked], cwd=tmp_path, check=True, env=environment)
-    subprocess.run(["make", "-s", "clean"], cwd=tmp_path, check=True)
-    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert {name for name in left if not name.startswith(".git/")} == {*tracked, "Makefile", ".gitignore"}
+    shutil.copy(ROOT / "Makefile", tmp_path)
+
+    def make(target: str) -> tuple[str, set[str]]:
+        done = subprocess.run(["make", "-s", target], cwd=tmp_path, check=True, capture_output=True, text=True)
+        assert done.stderr == ""
+        return done.stdout, {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+
+    assert make("clean") == ("", {*shipped, *trained})
+    said, left = make("clean-trained")
+    assert left == set(shipped)
+    assert said.count("removing ") == len({tuple(name.split("/")[:2]) for name in trained})
+    assert make("clean-trained") == ("", set(shipped))

@@ -20,9 +20,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TINY = {
-    "02_train_vae.py": ["EPOCHS=2", "FRAMES_PER_EPOCH=32", "BATCH=8", "SHUFFLE=16", "HELD_OUT_FRAMES=8"],
+    "02_train_vae.py": ["EPOCHS=2", "FRAMES_PER_EPOCH=32", "BATCH_SIZE=8", "SHUFFLE_BUFFER=16", "VALIDATION_FRAMES=8"],
     "03_series.py": ["DREAM_STARTS=16"],
-    "04_train_rnn.py": ["EPOCHS=2", "FRAMES_PER_EPOCH=200", "BATCH=4", "SEQUENCE=20"],
+    "04_train_rnn.py": ["EPOCHS=2", "FRAMES_PER_EPOCH=200", "BATCH_SIZE=4", "SEQUENCE_LENGTH=20"],
 }
 
 
@@ -103,7 +103,7 @@ def test_they_write_what_they_say(trained):
         assert f"{name}.png" in printed["04_train_rnn.py" if name.startswith("rnn") else "02_train_vae.py"]
     assert not list(folder.rglob(".tmp-*.h5")) + list((folder / "data").glob(".tmp-*"))
     assert "active latents" in printed["02_train_vae.py"]
-    for yardstick in ("z stays as it is", "linear regression", "M  ", "V's own noise"):
+    for yardstick in ("persistence", "linear regression", "M  ", "entropy of V's posterior"):
         assert yardstick in printed["04_train_rnn.py"]
     assert [entry["epoch"] for entry in history(folder, "vae")] == [1, 2]
     assert (folder / "models" / "vae.weights.h5").stat().st_size < 18e6  # without the optimizer
@@ -111,7 +111,7 @@ def test_they_write_what_they_say(trained):
 
 def test_less_noise_in_z_lowers_its_floor(trained, copy):
     def floor(printed):
-        return float(printed.partition("V's own noise")[2].split()[0])
+        return float(printed.partition("entropy of V's posterior")[2].split()[0])
 
     (copy / "models" / "rnn.checkpoint.npz").unlink()
     code, printed = run("04_train_rnn.py", copy, "EPOCHS=1", "Z_NOISE=0.5")
@@ -143,7 +143,7 @@ def test_series_holds_every_frame_once(trained, drives):
     from models.vae import VAE
 
     vae = VAE()
-    weights.load(folder / "models" / "vae.weights.h5", vae, "02")
+    weights.load(folder / "models" / "vae.weights.h5", vae)
     assert str(series["vae"]) == weights.fingerprint(vae.get_weights())
     mu, logvar = vae.encode(np.resize(third["obs"], (64, 64, 64, 3)))
     np.testing.assert_allclose(series["mu"][first : first + 31], mu[:31], atol=0.01)
@@ -185,20 +185,20 @@ def test_finished_changed_and_going_on(copy, script, name):
     before = history(copy, name)
     code, printed = run(script, copy)
     assert code == 0
-    assert "EPOCHS=4 trains on" in printed
+    assert "EPOCHS=4 trains it further" in printed
     assert history(copy, name) == before
 
     code, printed = run(script, copy, "LEARNING_RATE=0.01", "SEED=5")
     assert code == 1
-    for part in ("LEARNING_RATE was", "is 0.01", "SEED was 1, is 5", "GO_ON=True"):
+    for part in ("LEARNING_RATE: 0.00", "→ 0.01", "SEED: 1 → 5", "FINE_TUNE=True"):
         assert part in printed
-    assert "BATCH" not in printed
+    assert "BATCH_SIZE" not in printed
 
-    code, printed = run(script, copy, "LEARNING_RATE=0.00001", "GO_ON=True", "EPOCHS=1")
+    code, printed = run(script, copy, "LEARNING_RATE=0.00001", "FINE_TUNE=True", "EPOCHS=1")
     assert code == 0
     assert [entry["epoch"] for entry in history(copy, name)] == [0, 1]
-    best = min(entry["loss"] for entry in before)
-    assert history(copy, name)[0]["loss"] == pytest.approx(best, rel=1e-5)  # it began with the best weights
+    best = min(entry["val_loss"] for entry in before)
+    assert history(copy, name)[0]["val_loss"] == pytest.approx(best, rel=1e-5)  # it began with the best weights
 
 
 def test_missing_input_is_one_line_that_names_the_script(copy):
@@ -236,7 +236,7 @@ def test_a_loss_gone_bad_keeps_the_last_good_weights(copy, script):
     name = "vae" if script.startswith("02") else "rnn"
     weights = copy / "models" / f"{name}.weights.h5"
     before = weights.read_bytes()
-    code, printed = run(script, copy, "LEARNING_RATE=1e30", "GO_ON=True", "FRAMES_PER_EPOCH=800")
+    code, printed = run(script, copy, "LEARNING_RATE=1e30", "FINE_TUNE=True", "FRAMES_PER_EPOCH=800")
     assert code == 1
     assert " at step " in printed
     assert "last good weights are kept" in printed
@@ -380,7 +380,7 @@ def test_a_full_disk_leaves_the_old_files_whole(copy, script, name):
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limit[1]))
     try:
-        code, printed = run(script, copy, "EPOCHS=20", "LEARNING_RATE=0.0001", "GO_ON=True")
+        code, printed = run(script, copy, "EPOCHS=20", "LEARNING_RATE=0.0001", "FINE_TUNE=True")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert code == 1
@@ -406,7 +406,7 @@ def test_ctrl_c_says_how_to_go_on(copy):
         output.seek(0)
         printed = output.read()
     assert "Traceback" not in printed
-    assert "goes on from what is saved" in printed
+    assert "continues from what is saved" in printed
     done = len(history(copy, "vae"))
     code, printed = run("02_train_vae.py", copy, f"EPOCHS={done + 1}")
     assert code == 0

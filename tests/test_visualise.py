@@ -1,6 +1,8 @@
 import os
 import re
 
+from models.recording import Recording, expect, open_loop
+from models.rnn import Prediction
 from pipeline import UserError, video
 from pipeline.files import load_npz, save_npz
 from tests.conftest import ROOT, refused, run_script, script_module
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-SMALL = ("FRAMES=84", "DREAM_FRAMES=12", "DREAMS=2", "WORKERS=1", "CARS=2")
+SMALL = ("MAX_STEPS=84", "MAX_DREAM_STEPS=12", "DREAMS=2", "WORKERS=1", "NUM_ENVS=2")
 
 
 @pytest.fixture
@@ -33,18 +35,18 @@ def test_pictures_and_score(untrained, tmp_path):
     history = {"fitness": random.normal(size=(3, 4)), "eval_generation": np.array([2]), "eval_real": np.ones((1, 5))}
     save_npz(tmp_path / "controller.npz", **history)
     places = (f"MODELS={untrained}", f"DATA={tmp_path}")
-    result = run_script("06_visualise.py", *places, *SMALL, "EPISODES=2", "YARDSTICKS=1", "SHOW=True")
+    result = run_script("06_visualise.py", *places, *SMALL, "EPISODES=2", "BASELINE_EPISODES=1", "SHOW=True")
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     if "DISPLAY" not in os.environ and "WAYLAND_DISPLAY" not in os.environ:
         assert lines.pop(0).startswith("no window: ")
     assert lines[0] == f"with your own weights in {untrained}"
-    returned = float(re.fullmatch(r"track 1000: a return of (\S+) in 84 frames, no lap", lines[1])[1])
-    last = r"score over 2 tracks: -?\d+\.\d ± \d+\.\d \(gym renderer, tracks 1000–1001, 84 frames of each\)"
+    returned = float(re.fullmatch(r"track 1000: a return of (\S+) in 84 steps, no lap", lines[1])[1])
+    last = r"score over 2 tracks: -?\d+\.\d ± \d+\.\d \(gym renderer, tracks 1000–1001, at most 84 steps each\)"
     assert re.fullmatch(last, lines[-1])
 
     made = set(re.findall(r"\S+/(\w+\.\w+) \(", result.stdout))
-    names = {"agent.gif", "expects.png", "foretold.png", "dreams.gif", "curves.png", "score.png", "score.npz"}
+    names = {"agent.gif", "expects.png", "predictions.png", "dreams.gif", "curves.png", "score.png", "score.npz"}
     assert {name for name in made if not name.endswith("mp4")} == names
     for name in names - {"score.npz"}:
         with Image.open(tmp_path / name) as picture:
@@ -76,7 +78,7 @@ def test_memory_of_another_vision(linked, tmp_path, as_script):
         as_script(module_in(ROOT), f"MODELS={linked}", f"DATA={tmp_path}")
 
 
-@pytest.mark.parametrize("constant", ["EPISODES=101", "FRAMES=1001", "FRAMES=50", "WORKERS=0", "CONTROLLER=me"])
+@pytest.mark.parametrize("constant", ["EPISODES=101", "MAX_STEPS=1001", "MAX_STEPS=50", "WORKERS=0", "CONTROLLER=me"])
 def test_bad_constants(tmp_path, as_script, constant):
     module = module_in(ROOT)
     with pytest.raises(SystemExit) as end:
@@ -87,7 +89,7 @@ def test_bad_constants(tmp_path, as_script, constant):
 def test_shipped_weights_are_shown_while_ones_own_are_not_all_there(untrained, linked, tmp_path, capsys):
     shipped = tmp_path / "repository" / "models" / "trained"
     shipped.mkdir(parents=True)
-    module = module_in(tmp_path / "repository", MODELS=str(linked))
+    module = module_in(tmp_path / "repository", MODELS=str(linked), SHIPPED=shipped)
     assert module.choose_weights() == linked
     assert capsys.readouterr().out == f"with your own weights in {linked}\n"
     (linked / "rnn.weights.h5").unlink()
@@ -100,38 +102,65 @@ def test_shipped_weights_are_shown_while_ones_own_are_not_all_there(untrained, l
     assert capsys.readouterr().out == expected
 
 
-def test_left_alone_m_dreams_from_what_came(loaded):
-    module = module_in(ROOT)
-    _, rnn, _ = loaded
+def some_recording(n=9):
     random = np.random.default_rng(2)
-    drive = module.Drive.__new__(module.Drive)
-    drive.rnn, drive.z = rnn, random.normal(size=(9, 32)).astype(np.float32)
-    drive.action = random.uniform(0, 1, (9, 3)).astype(np.float32)
-    drive.memory = drive.remember()
-    # M's state is that of a whole sequence: what it expects next, in one call for all frames.
-    expected = rnn(drive.z[None], drive.action[None])
-    state = tuple(part[5:6] for part in drive.memory)
-    now, _ = rnn.step(drive.z[5:6], drive.action[5:6], state)
-    np.testing.assert_allclose(now.mu[0], expected.mu[0, 5], atol=1e-5)
-    dreamt = drive.left_alone(np.array([2, 8]), 4)
-    assert dreamt.shape == (5, 2, 32)
-    np.testing.assert_array_equal(dreamt[0], drive.z[[2, 8]])
+    z, action = random.normal(size=(n, 32)).astype(np.float32), random.uniform(0, 1, (n, 3)).astype(np.float32)
+    return Recording(random.integers(0, 256, (n, 64, 64, 3), np.uint8), z, action, np.zeros(n, np.float32))
+
+
+def test_open_loop_continues_from_the_real_state(loaded):
+    _, rnn, _ = loaded
+    recording = some_recording()
+    dreamed = open_loop(rnn, recording, np.array([2, 8]), 4, 1.0, np.random.default_rng(3))
+    assert dreamed.shape == (2, 5, 32)
+    np.testing.assert_array_equal(dreamed[:, 0], recording.z[[2, 8]])
+    # M's state is that of a whole sequence, and the noise is drawn step by step for all dreams together.
+    whole = rnn(recording.z[None], recording.action[None])
+    random = np.random.default_rng(3)
+    uniform, normal = random.random((2, 32), np.float32), random.standard_normal((2, 32), np.float32)
+    part = Prediction(*(array[:, 2] for array in whole))
+    expected = rnn.sample(part, 1.0, (uniform[:1], normal[:1]))
+    np.testing.assert_allclose(dreamed[0, 1], expected[0], atol=1e-4)
+
+
+def test_expectation_is_the_mixture_of_numpy(loaded):
+    _, rnn, _ = loaded
+    recording = some_recording()
+    expected = expect(rnn, recording)
+    logits, mu, log_sigma = (
+        np.asarray(part[0], np.float64) for part in rnn(recording.z[None], recording.action[None])[:3]
+    )
+    random = np.random.default_rng(0)
+    component = np.argmax(logits[3] + random.gumbel(size=(20_000, 32, 5)), -1)[..., None]
+    mean, std = (np.take_along_axis(part[3][None], component, -1)[..., 0] for part in (mu, np.exp(log_sigma)))
+    z = mean + std * random.normal(size=mean.shape)
+    np.testing.assert_allclose(expected.mean[3], z.mean(0), atol=5 * z.std() / 20_000**0.5)
+    np.testing.assert_allclose(expected.variance[3], z.var(0), rtol=0.1)
+
+
+def test_the_score_is_the_mean_and_the_standard_deviation():
+    module = module_in(ROOT)
+    returns = {"agent": np.array([900.0, 100.0, 920.0]), "zero": np.array([-30.0])}
+    lines = module.score_lines(np.array([1000, 1001, 1002]), returns)
+    assert lines[-1] == "score over 3 tracks: 640.0 ± 381.9 (gym renderer, tracks 1000–1002)"
+    assert lines[-2] == "worst: track 1001 (100.0), track 1000 (900.0), track 1002 (920.0)"
+    assert lines[1].split() == ["controller", "3", "640.0", "±", "381.9", "100.0", "920.0"]
 
 
 def test_a_dreamer_has_files_of_its_own():
     module = module_in(ROOT, CONTROLLER="dream_controller", DATA="d")
-    assert str(module.named("agent.gif")) == "d/dreamer_agent.gif"
+    assert str(module.output_path("agent.gif")) == "d/dream_controller_agent.gif"
 
 
 def test_a_history_that_is_none(tmp_path):
     module = module_in(tmp_path, DATA=str(tmp_path), MODELS=str(tmp_path))
     save_npz(tmp_path / "controller.npz", something=np.zeros(3))
     with pytest.raises(UserError, match="not the history of a run: delete it and run 05_train_controller"):
-        module.curves(tmp_path)
+        module.draw_curves(tmp_path)
 
 
 def test_no_history(tmp_path, capsys):
-    module_in(tmp_path, DATA=str(tmp_path), MODELS=str(tmp_path)).curves(tmp_path)
+    module_in(tmp_path, DATA=str(tmp_path), MODELS=str(tmp_path)).draw_curves(tmp_path)
     assert "controller.npz" in capsys.readouterr().out
     assert not list(tmp_path.glob("*.png"))
 

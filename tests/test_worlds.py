@@ -1,6 +1,6 @@
 """C, the real world and the dream against plain loops: models/controller.py, models/worlds.py."""
 
-from models import controller, evolution, weights, worlds
+from models import controller, evolution, loading, weights, worlds
 from models.car_racing import CarRacing64
 from models.rnn import MDNRNN
 from models.vae import VAE
@@ -56,14 +56,14 @@ def test_act_does_not_depend_on_who_drives_beside():
 def test_directions_are_the_principal_components_of_what_is_seen():
     random = np.random.default_rng(0)
     features = random.normal(size=(500, 4)) * (5, 1, 0.2, 0.01) @ random.normal(size=(4, 288)) + random.normal(size=288)
-    rows = controller.directions(features, 3, whitened=True)
+    rows = controller.feature_basis(features, 3, whiten=True)
     assert rows.shape == (1 + 3, 289)
     sums = rows[:, :1].T + features @ rows[:, 1:].T  # what each of them adds to a sum, W [z, h] + b
     np.testing.assert_allclose(sums[:, 0], 1)
     sums = sums[:, 1:]  # one for each component: of spread 1, around 0, independent of each other
     np.testing.assert_allclose(np.cov(sums, rowvar=False), np.eye(3), atol=1e-3)
     np.testing.assert_allclose(sums.mean(0), 0, atol=1e-3)
-    plain = controller.directions(features, 3, whitened=False)
+    plain = controller.feature_basis(features, 3, whiten=False)
     np.testing.assert_allclose(np.linalg.norm(plain[1:, 1:], axis=1), 1, atol=1e-5)
     np.testing.assert_allclose(
         np.abs((plain[1:, 1:] * rows[1:, 1:]).sum(1)), np.linalg.norm(rows[1:, 1:], axis=1), rtol=1e-3
@@ -75,12 +75,12 @@ def test_directions_are_the_principal_components_of_what_is_seen():
 
 def test_directions_are_no_more_than_the_features_have():
     features = np.random.default_rng(0).normal(size=(20, 5)) @ np.random.default_rng(1).normal(size=(5, 288))
-    assert controller.directions(features, 40, whitened=False).shape == (6, 289)
+    assert controller.feature_basis(features, 40, whiten=False).shape == (6, 289)
 
 
 def test_directions_of_z_alone_leave_h_out(loaded, untrained):
     vae, rnn, _ = loaded
-    rows = worlds.directions(rnn, worlds.load_starts(untrained, vae), "z", 4, whitened=False)
+    rows = loading.feature_basis(rnn, loading.load_starts(untrained, vae), "z", 4, whiten=False)
     assert rows.shape == (5, 289)
     assert not rows[:, 33:].any()
     assert rows[1:, 1:33].all()
@@ -89,7 +89,7 @@ def test_directions_of_z_alone_leave_h_out(loaded, untrained):
 @pytest.fixture(scope="module")
 def real(loaded):
     vae, rnn, _ = loaded
-    return worlds.RealWorld(vae, rnn, CARS, frames=40, patience=25)
+    return worlds.RealWorld(vae, rnn, CARS, max_steps=40, max_idle_steps=25)
 
 
 TRACKS = np.array([3000, 3001, 3000, 3002, 3001, 3003, 3000])
@@ -108,7 +108,7 @@ def test_returns_do_not_depend_on_the_order(real):
     np.testing.assert_array_equal(shuffled[1], lengths[order])
     alone = real.drive(parameters[3:4], TRACKS[3:4])
     assert (alone[0][0], alone[1][0]) == (returns[3], lengths[3])
-    some = real.drive(parameters, TRACKS, pairs=iter([4, 2]))
+    some = real.drive(parameters, TRACKS, episodes=iter([4, 2]))
     np.testing.assert_array_equal(np.isfinite(some[0]), [False, False, True, False, True, False, False])
     np.testing.assert_array_equal(some[0][[2, 4]], returns[[2, 4]])
 
@@ -116,8 +116,8 @@ def test_returns_do_not_depend_on_the_order(real):
 def test_returns_do_not_depend_on_how_many_workers_there_are(untrained):
     found = []
     for count in (1, 2):
-        with WorkerPool(count, worlds.prepare_real, untrained, CARS, 15) as workers:
-            found.append(evolution.drive_all(workers, "real", controllers(3, size=2.0), np.array([3000, 3001])))
+        with WorkerPool(count, worlds.make_real_world, untrained, CARS, 15) as workers:
+            found.append(evolution.evaluate(workers, "real", controllers(3, size=2.0), np.array([3000, 3001])))
     assert found[0][0].shape == (3, 2)
     assert found[0][0].tobytes() == found[1][0].tobytes()
     assert found[0][1] == found[1][1]
@@ -127,7 +127,7 @@ def test_the_real_world_is_a_plain_loop(loaded, real):
     """One car, V and M called for each frame, no lockstep."""
     vae, rnn, _ = loaded
     parameters, seen = controllers(1)[0], []
-    returns, lengths = real.drive(parameters[None], np.array([3000]), watch=seen.append)
+    returns, lengths = real.drive(parameters[None], np.array([3000]), on_step=seen.append)
     env = CarRacing64("fast")
     frame, _ = env.reset(seed=3000)
     h, c = rnn.initial_state(1)
@@ -143,11 +143,11 @@ def test_the_real_world_is_a_plain_loop(loaded, real):
         np.testing.assert_allclose(step.h, h[0], atol=0.01)
         np.testing.assert_allclose(step.action, action, atol=0.01)
         frame, reward, left, _, _ = env.step(step.action)
-        assert (step.reward, step.done, step.pair) == (reward, left, 0)
+        assert (step.reward, step.done, step.episode) == (reward, left, 0)
         total += reward
         before = z, step.action[None]
-    np.testing.assert_array_equal(seen[-1].last, frame)
-    assert all(step.last is None for step in seen[:-1])
+    np.testing.assert_array_equal(seen[-1].final_obs, frame)
+    assert all(step.final_obs is None for step in seen[:-1])
     assert not seen[0].h.any()
     assert len(seen) == lengths[0]
     charge = 0.1 * (1000 - lengths[0]) if lengths[0] < 40 else 0
@@ -155,13 +155,13 @@ def test_the_real_world_is_a_plain_loop(loaded, real):
 
 
 def test_frames_is_the_most(loaded):
-    world = worlds.RealWorld(*loaded[:2], CARS, frames=12)
+    world = worlds.RealWorld(*loaded[:2], CARS, max_steps=12)
     _, lengths = world.drive(controllers(6), TRACKS[:6])
     assert lengths.tolist() == [12] * 6
 
 
 def test_who_stands_still_is_charged_as_if_it_did_to_the_end(loaded):
-    world = worlds.RealWorld(*loaded[:2], CARS, patience=20)
+    world = worlds.RealWorld(*loaded[:2], CARS, max_idle_steps=20)
     standing = np.zeros((1, 867), np.float32)
     standing[0, 1] = -20  # no gas
     returns, lengths = world.drive(standing, np.array([3000]))
@@ -193,23 +193,23 @@ class Scripted:
     ids=["left the field", "finished the lap", "out of time"],
 )
 def test_how_a_drive_ends(loaded, left, stopped, finished, done):
-    world = worlds.RealWorld(*loaded[:2], 2, patience=3)
+    world = worlds.RealWorld(*loaded[:2], 2, max_idle_steps=3)
     world.envs = [Scripted(left, stopped, finished) for _ in range(2)]
     seen = []
-    returns, lengths = world.drive(controllers(3), np.arange(3), watch=seen.append)
+    returns, lengths = world.drive(controllers(3), np.arange(3), on_step=seen.append)
     assert lengths.tolist() == [3, 3, 3]
     assert returns.tolist() == [3.0, 3.0, 3.0]  # over is over: no charge for patience on top
-    last = [step for step in seen if step.last is not None]
-    assert sorted(step.pair for step in last) == [0, 1, 2]
+    last = [step for step in seen if step.final_obs is not None]
+    assert sorted(step.episode for step in last) == [0, 1, 2]
     assert [step.done for step in last] == [done] * 3
-    assert all((step.last == 3).all() and (step.frame == 2).all() for step in last)
+    assert all((step.final_obs == 3).all() and (step.frame == 2).all() for step in last)
 
 
 def test_noise_is_its_tracks_own(real):
     parameters, noise = controllers(3), np.array([0.5, 0.0, 0.5])
     tracks = np.array([3000, 3001, 3002])
     actions = {0: [], 1: [], 2: []}
-    returns, _ = real.drive(parameters, tracks, lambda seen: actions[seen.pair].append(seen.action), noise)
+    returns, _ = real.drive(parameters, tracks, lambda seen: actions[seen.episode].append(seen.action), noise)
     order = [2, 0, 1]
     again, _ = real.drive(parameters[order], tracks[order], noise=noise[order])
     np.testing.assert_array_equal(again, returns[order])
@@ -243,8 +243,8 @@ def dreamer():
 @pytest.fixture(scope="module")
 def dream(dreamer):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("models.rnn.precision", lambda: "float32")
-        return worlds.DreamWorld(dreamer, STARTS, cars=6, temperature=0.8, frames=30)
+        patch.setattr("models.rnn.dtype_policy", lambda: "float32")
+        return worlds.DreamWorld(dreamer, STARTS, num_envs=6, temperature=0.8, max_steps=30)
 
 
 def test_the_same_seeds_dream_the_same_in_any_order(dream):
@@ -256,7 +256,7 @@ def test_the_same_seeds_dream_the_same_in_any_order(dream):
     shuffled = dream.drive(parameters[order], tracks[order])
     np.testing.assert_array_equal(shuffled[0], returns[order])
     np.testing.assert_array_equal(shuffled[1], lengths[order])
-    some = dream.drive(parameters, tracks, pairs=iter([3, 9]))
+    some = dream.drive(parameters, tracks, episodes=iter([3, 9]))
     assert np.flatnonzero(np.isfinite(some[0])).tolist() == [3, 9]
     np.testing.assert_array_equal(some[0][[3, 9]], returns[[3, 9]])
     assert len(set(returns.tolist())) == 16
@@ -266,9 +266,9 @@ def test_the_same_seeds_dream_the_same_in_any_order(dream):
 
 def test_a_dream_is_a_plain_loop(dream, dreamer):
     parameters, tracks, seen = controllers(8), np.arange(8) + 50, []
-    returns, lengths = dream.drive(parameters, tracks, watch=seen.append)
+    returns, lengths = dream.drive(parameters, tracks, on_step=seen.append)
     for pair, (row, seed) in enumerate(zip(parameters, tracks)):
-        # The luck of a track: where it starts, then uniform, normal, and the end's uniform numbers.
+        # The noise of a track: where it starts, then uniform, normal, and the end's uniform numbers.
         random = np.random.default_rng(seed)
         start = random.integers(5)
         uniform, normal, end = random.random((30, 32)), random.normal(size=(30, 32)), random.random(30)
@@ -277,7 +277,7 @@ def test_a_dream_is_a_plain_loop(dream, dreamer):
         for k in range(3):
             _, state = dreamer.step(mu[None, k], action[None, k], state)
         z, total = mu[None, 3], 0.0
-        mine = [step for step in seen if step.pair == pair]
+        mine = [step for step in seen if step.episode == pair]
         for t in range(30):
             act = one_action(row, np.concatenate([z[0], state[0][0]]))
             np.testing.assert_allclose(mine[t].z, z[0], atol=2e-3)
@@ -298,14 +298,14 @@ def test_a_dream_is_a_plain_loop(dream, dreamer):
     assert lengths.min() < 30 == lengths.max()
 
 
-def test_what_is_frozen_dreams_nearly_the_same(dreamer, monkeypatch):
-    """freeze() takes bfloat16 on processors that have it; elsewhere it changes nothing."""
-    frozen = MDNRNN()
-    frozen.set_weights(dreamer.get_weights())
+def test_inference_kernels_dream_nearly_the_same(dreamer, monkeypatch):
+    """cast_for_inference() takes bfloat16 on processors that have it; elsewhere it changes nothing."""
+    cast = MDNRNN()
+    cast.set_weights(dreamer.get_weights())
     parameters, tracks = controllers(6), np.arange(6)
-    found = worlds.DreamWorld(frozen, STARTS, cars=6, frames=1).drive(parameters, tracks)[0]
-    monkeypatch.setattr("models.rnn.precision", lambda: "float32")
-    expected = worlds.DreamWorld(dreamer, STARTS, cars=6, frames=1).drive(parameters, tracks)[0]
+    found = worlds.DreamWorld(cast, STARTS, num_envs=6, max_steps=1).drive(parameters, tracks)[0]
+    monkeypatch.setattr("models.rnn.dtype_policy", lambda: "float32")
+    expected = worlds.DreamWorld(dreamer, STARTS, num_envs=6, max_steps=1).drive(parameters, tracks)[0]
     np.testing.assert_allclose(found, expected, atol=0.01)
 
 
@@ -314,9 +314,9 @@ def test_load_gives_what_belongs_together(untrained):
     assert parameters.shape == (867,)
     assert worlds.load(untrained, "dream_controller")[2].shape == (867,)
     assert vae.count_params() == 4_348_547
-    starts = worlds.load_starts(untrained, vae)
+    starts = loading.load_starts(untrained, vae)
     assert starts["mu"].shape == (6, 4, 32)
-    assert worlds.fingerprints(vae, rnn)["vae"] == str(starts["vae"])
+    assert loading.fingerprints(vae, rnn)["vae"] == str(starts["vae"])
 
 
 def test_a_mixture_is_refused(linked):
@@ -334,7 +334,7 @@ def test_a_mixture_is_refused(linked):
     with pytest.raises(UserError, match=r"dream_controller.weights.h5 was .* run 07_dream_train.py again"):
         worlds.load(linked, "dream_controller")
     with pytest.raises(UserError, match=r"dream_starts.npz was made with another V .* run 03_series.py again"):
-        worlds.load_starts(linked, vae)
+        loading.load_starts(linked, vae)
 
 
 def test_fingerprints():

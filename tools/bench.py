@@ -157,7 +157,7 @@ def bench_agent() -> None:
         z = see.predict(picture[None], verbose=0)
         action = controller.act(parameters, np.concatenate([z, state[0]], 1))
         state = remember.predict([np.concatenate([z, action], 1), *state], verbose=0)
-        frame = env.step(action[0])[0]
+        frame = env.step(action[0].astype(float))[0]
         steps += 1
     base = 100 / (time.perf_counter() - start)
     row("the tutorial's way: one car, stock gym, predict on V and M", base, base)

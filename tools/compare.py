@@ -1,7 +1,7 @@
 """The fast world beside gym's own on whole drives, in figures and as a picture: python -m tools.compare
 
 Rewards and ends must be the same on every step; how far the pictures are apart is printed, and
-data/readme/renderers.png shows some of them: gym's picture, ours, the difference eight times as strong.
+docs/images/renderers.png shows some of them: gym's picture, ours, the difference eight times as strong.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from tests.driver import Driver, off_the_field
 import cv2
 import numpy as np
 
-PICTURE = Path("data/readme/renderers.png")
+PICTURE = Path("docs/images/renderers.png")
 AT_MOST = 0.5, 3.0  # of 255: mean over all frames, and on the worst single one after the zoom
 
 

@@ -1,6 +1,6 @@
-"""What happens when a run is killed, stopped, loses a worker, or finds the disk full: python -m tests.chaos (Linux)
+"""What happens when a run is killed, stopped, loses a worker, or finds the disk full: python -m tools.chaos (Linux)
 
-Prints a table: case, tried, survived; exits with 1 unless all survived. `python -m tests.chaos 05 --share 0.2` runs
+Prints a table: case, tried, survived; exits with 1 unless all survived. `python -m tools.chaos 05 --share 0.2` runs
 a fifth of the cases whose name has 05 in it. All of it takes about half an hour on 2 cores.
 """
 
@@ -30,19 +30,20 @@ GONE = 5  # seconds that workers may outlive their parent
 
 # Small, but with enough to do that a random moment is seldom before or after the work.
 BASE = {
-    GENERATE: "ROLLOUTS=12 STEPS=60",
-    TRAIN_V: "EPOCHS=1 FRAMES_PER_EPOCH=400 SHUFFLE=200 HELD_OUT_FRAMES=100",
-    SERIES: "DREAM_STARTS=32 DREAM_FRAMES=8",
-    TRAIN_M: "EPOCHS=1 FRAMES_PER_EPOCH=2_000 SEQUENCE=20 BATCH=10",
+    GENERATE: "ROLLOUTS=12 MAX_STEPS=60",
+    TRAIN_V: "EPOCHS=1 FRAMES_PER_EPOCH=400 SHUFFLE_BUFFER=200 VALIDATION_FRAMES=100",
+    SERIES: "DREAM_STARTS=32 WARMUP_FRAMES=8",
+    TRAIN_M: "EPOCHS=1 FRAMES_PER_EPOCH=2_000 SEQUENCE_LENGTH=20 BATCH_SIZE=10",
 }
 LONGER = {
-    GENERATE: "ROLLOUTS=200 STEPS=60 WORKERS=2",
-    TRAIN_V: "EPOCHS=4 FRAMES_PER_EPOCH=1_000 SHUFFLE=200 HELD_OUT_FRAMES=100",
-    SERIES: "DREAM_STARTS=32 DREAM_FRAMES=8",
-    TRAIN_M: "EPOCHS=4 FRAMES_PER_EPOCH=10_000 SEQUENCE=20 BATCH=10",
-    EVOLVE: "GENERATIONS=12 POPULATION=4 TRACKS=2 REPLAYED=1 PATIENCE=20 EVAL_EVERY=3 EVAL_TRACKS=4 WORKERS=2 CARS=4",
-    DREAM: "GENERATIONS=12 POPULATION=8 TRACKS=4 REPLAYED=2 DREAMS=32 FRAMES=20 PATIENCE=20 EVAL_EVERY=3 EVAL_TRACKS=2 "
-    "WORKERS=2 CARS=4",
+    GENERATE: "ROLLOUTS=200 MAX_STEPS=60 WORKERS=2",
+    TRAIN_V: "EPOCHS=4 FRAMES_PER_EPOCH=1_000 SHUFFLE_BUFFER=200 VALIDATION_FRAMES=100",
+    SERIES: "DREAM_STARTS=32 WARMUP_FRAMES=8",
+    TRAIN_M: "EPOCHS=4 FRAMES_PER_EPOCH=10_000 SEQUENCE_LENGTH=20 BATCH_SIZE=10",
+    EVOLVE: "GENERATIONS=12 POPULATION=4 EPISODES=2 HARD_TRACKS=1 MAX_IDLE_STEPS=20 EVAL_EVERY=3 EVAL_EPISODES=4 "
+    "WORKERS=2 NUM_ENVS=4",
+    DREAM: "GENERATIONS=12 POPULATION=8 EPISODES=4 HARD_TRACKS=2 DREAM_ENVS=32 MAX_DREAM_STEPS=20 MAX_IDLE_STEPS=20 "
+    "EVAL_EVERY=3 EVAL_EPISODES=2 WORKERS=2 NUM_ENVS=4",
 }
 # What a script finds when it begins, of what the ones before it have made.
 FINDS = {
@@ -225,7 +226,7 @@ class Chaos:
         print(f"{name:60} {tried:5} {survived:9}", flush=True)
 
     def kills(self, script: str, count: int) -> None:
-        """SIGKILL at random moments of one run after the other; each start goes on where the last was killed."""
+        """SIGKILL at random moments of one run after the other; each start continues where the last was killed."""
         name = f"{script[:2]} killed, started again"
         if self.only not in name:
             return
@@ -264,7 +265,7 @@ class Chaos:
         """The last epoch that 02 or 04 has finished; fails if a run began more than one epoch `before` that."""
         began = re.search(r"(\d+) of \d+ epochs done", out)
         if began and int(began[1]) < before - 1:
-            raise Failed(f"epoch {before} was done, the next run went on after {began[1]}")
+            raise Failed(f"epoch {before} was done, the next run continued after {began[1]}")
         finished = re.findall(r"^epoch (\d+): ", out, re.MULTILINE)
         return int(finished[-1]) if finished else int(began[1]) if began else before
 
@@ -279,7 +280,7 @@ class Chaos:
             code = run.end(10)
             _, err = run.read()
             lines = err.strip().splitlines()
-            if code != 130 or len(lines) != 1 or "goes on from what is saved" not in err:
+            if code != 130 or len(lines) != 1 or "continues from what is saved" not in err:
                 raise Failed(f"exit {code}: {err.strip()[-400:]}")
         Run(script, folder, LONGER[script]).finish()
         same(contents(folder), expected)
@@ -333,14 +334,14 @@ class Chaos:
         if left := list(folder.rglob(".tmp-*")):
             raise Failed(f"left behind: {left}")
         same(contents(folder), before)
-        Run(script, folder, longer).finish()  # with room again, it goes on
+        Run(script, folder, longer).finish()  # with room again, it continues
 
     def memory(self) -> None:
         """02 with four times the data needs at most 1.1 times the memory."""
         peaks = []
         folder = self.folder / "memory"
-        Run(GENERATE, folder, "ROLLOUTS=60 STEPS=300").finish()
-        constants = "EPOCHS=1 FRAMES_PER_EPOCH=12_000 SHUFFLE=2_000 HELD_OUT_FRAMES=500"
+        Run(GENERATE, folder, "ROLLOUTS=60 MAX_STEPS=300").finish()
+        constants = "EPOCHS=1 FRAMES_PER_EPOCH=12_000 SHUFFLE_BUFFER=2_000 VALIDATION_FRAMES=500"
         for copies in (1, 4):
             rollouts = sorted((folder / "rollouts").glob("*.npz"))
             for copy in range(1, copies):

@@ -1,4 +1,4 @@
-"""Does the dream rank controllers as the real track does? `python -m tests.correlate [NAME=value …]`
+"""Does the dream rank controllers as the real track does? `python -m tools.correlate [NAME=value …]`
 
 Takes 50 controllers out of a history of 05, spread evenly over their real returns, drives each of them on 16 real
 tracks and in 16 dreams, and prints Spearman's rank correlation of the two returns, overall and within the better
@@ -16,8 +16,8 @@ from pipeline.workers import WorkerPool
 import numpy as np
 
 CONTROLLERS = 50
-TRACKS = 16  # real ones, and as many dreams
-FRAMES = 400  # of a dream
+EPISODES = 16  # on real tracks, and as many dreams
+MAX_DREAM_STEPS = 400
 TEMPERATURE = 1.0
 WORKERS = os.cpu_count()
 MODELS = "models"
@@ -43,9 +43,9 @@ def main() -> None:
     from pipeline import plots
 
     history = load_npz(Path(DATA) / "controller.npz", "05_train_controller.py")
-    constants = json.loads(str(history["constants"]))
+    constants = json.loads(str(history["settings"]))
     numbers = (constants[name] for name in ("POPULATION", "SIGMA", "SEED", "DIAGONAL"))
-    search = evolution.Search(history["start"], history["basis"], *numbers)
+    search = evolution.CMAES(history["x0"], history["basis"], *numbers)
     candidates = []
     for fitness in history["fitness"]:
         candidates.append(search.ask())
@@ -54,19 +54,21 @@ def main() -> None:
     wanted = np.linspace(returns.min(), returns.max(), CONTROLLERS)
     chosen = sorted({int(np.argmin(abs(returns - value))) for value in wanted})
     parameters = candidates[chosen]
-    tracks = np.array(SELECTION_TRACKS[-TRACKS:])
-    prepare = (worlds.prepare_dream, MODELS, 256, TEMPERATURE, FRAMES, 32, 100)
+    tracks = np.array(SELECTION_TRACKS[-EPISODES:])
+    prepare = (worlds.make_dream_world, MODELS, 256, TEMPERATURE, MAX_DREAM_STEPS, 32, 100)
     with WorkerPool(WORKERS, *prepare) as workers:
-        dream = evolution.drive_all(workers, "dream", parameters, tracks)[0].mean(1)
-        real = evolution.drive_all(workers, "real", parameters, tracks)[0].mean(1)
+        dream = evolution.evaluate(workers, "dream", parameters, tracks)[0].mean(1)
+        real = evolution.evaluate(workers, "real", parameters, tracks)[0].mean(1)
     better = real >= np.median(real)
     text = (
         f"Spearman {spearman(dream, real):.2f} over all, {spearman(dream[better], real[better]):.2f} in the better half"
     )
-    print(f"{len(chosen)} controllers, {TRACKS} tracks and dreams each: {text}")
+    print(f"{len(chosen)} controllers, {EPISODES} tracks and dreams each: {text}")
     with plots.figure(Path(DATA) / "correlation.png", text) as axes:
         axes.scatter(real, dream)
-        axes.set(xlabel=f"return on {TRACKS} real tracks", ylabel=f"return in {TRACKS} dreams of {FRAMES} frames")
+        axes.set(
+            xlabel=f"return on {EPISODES} real tracks", ylabel=f"return in {EPISODES} dreams of {MAX_DREAM_STEPS} steps"
+        )
 
 
 if __name__ == "__main__":
