@@ -55,9 +55,7 @@ class CarRacing64(gym_racing.CarRacing):
         Raises ValueError with `domain_randomize` on the fast renderer.
         """
         if self.fast and self.domain_randomize:
-            raise ValueError(
-                "domain_randomize needs CarRacing64(renderer='gym'): 'fast' draws gym's usual colours only"
-            )
+            raise ValueError("domain_randomize needs CarRacing64('gym'): 'fast' draws gym's usual colours only")
         self.frames = 0
         self._seed = seed
         return super().reset(seed=seed, options=options)

@@ -46,12 +46,17 @@ def _nearest(frame: int) -> int:
 @lru_cache(maxsize=4_000)
 def _body(frame: int, left_roll: int, right_roll: int) -> tuple[np.ndarray, np.ndarray]:
     """The hull and the rear wheels: the share of the ground that shows past them, (10, 6, 1), and their colour."""
-    hull = _averaged(_drawn_by_gym(frame)[..., 0] == 204)
+    hull = _hull(frame)
     colour = hull * np.float32((204 - ROUNDING_OFFSET, 0, 0)) + np.float32(0.5)  # so that uint8 rounds
     for wheel, roll in ((2, left_roll), (3, right_roll)):
         coverage, highlight = _wheel(_nearest(frame), wheel, 0, roll)
         hull, colour = hull + coverage, colour + highlight
     return 1 - hull, colour
+
+
+@lru_cache(maxsize=100)
+def _hull(frame: int) -> np.ndarray:
+    return _averaged(_drawn_by_gym(frame)[..., 0] == 204)
 
 
 @lru_cache(maxsize=10_000)

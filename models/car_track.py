@@ -44,10 +44,13 @@ class Track:
         self.points, self.polygons, tiles = _generate(random)
         self.random_state = random.bit_generator.state
         self.tiles = [Box2D.b2PolygonShape(vertices=corners) for corners in tiles]
-        tile_polygons = [i for i, (_, colour) in enumerate(self.polygons) if isinstance(colour, np.ndarray)]
-        self.polygon_of_tile = dict(enumerate(tile_polygons))  # kerbs, with colours in tuples, are in between
+        # In between are kerbs, with colours in tuples.
+        self.polygon_of_tile = [i for i, (_, colour) in enumerate(self.polygons) if isinstance(colour, np.ndarray)]
         self._mipmaps: list[np.ndarray] = []
-        self._tints: dict[int, tuple[tuple[slice, slice], np.ndarray]] = {}
+        corners = _to_pixels(np.array(tiles))
+        low, high = corners.min(1).astype(int) - 1, corners.max(1).astype(int) + 2
+        self._tile_boxes = np.stack((low, high), 1).tolist()
+        self._tile_points = _sixteenths(corners - low[:, None])
 
     @property
     def mipmaps(self) -> list[np.ndarray]:
@@ -60,29 +63,26 @@ class Track:
 
     def touch(self, texture: np.ndarray, tile: int) -> None:
         """Take the tint of an untouched tile (2 or 5 of 255) off a car's copy of the texture."""
-        if tile not in self._tints:
-            self._tints[tile] = self._tint(tile)
-        place, tint = self._tints[tile]
-        texture[place] = cv2.subtract(texture[place], tint)  # not below 0: the tint may reach into a red kerb
-
-    def _tint(self, tile: int) -> tuple[tuple[slice, slice], np.ndarray]:
-        corners = np.array(self.polygons[self.polygon_of_tile[tile]][0])
-        place, origin, shape = _box(corners)
-        tint = np.zeros(shape, np.uint8)
-        strength = int(0.01 * (tile % 3) * 255)
-        cv2.fillConvexPoly(tint, _to_pixels(corners, origin), [strength] * 3, cv2.LINE_AA, shift=4)
-        return place, _halved(tint)
+        tint = int(0.01 * (tile % 3) * 255)
+        if not tint:
+            return
+        (left, bottom), (right, top) = self._tile_boxes[tile]
+        mask = np.zeros((top - bottom, right - left, 3), np.uint8)
+        cv2.fillConvexPoly(mask, self._tile_points[tile], (tint,) * 3, cv2.LINE_AA, shift=4)
+        place = texture[bottom:top, left:right]
+        cv2.subtract(place, mask, place)  # not below 0: the tint may reach into a red kerb
 
     def _draw(self) -> np.ndarray:
-        """The field with the road; only where the road is, anything has to be drawn."""
-        texture = _field()[1].copy()
-        place, origin, shape = _box(np.concatenate([corners for corners, _ in self.polygons]))
-        rows, columns = (slice(start, start + length) for start, length in zip(origin[::-1], shape))
-        large = _field()[0][rows, columns].copy()
-        for corners, colour in self.polygons:
+        """The field with the road; only the part around the road has to be drawn."""
+        corners = _to_pixels(_narrowed(np.array([corners for corners, _ in self.polygons])))
+        (left, bottom), (right, top) = corners.min((0, 1)).astype(int) - 1, corners.max((0, 1)).astype(int) + 2
+        large, texture = _field()
+        part = large[SUPERSAMPLING * bottom : SUPERSAMPLING * top, SUPERSAMPLING * left : SUPERSAMPLING * right].copy()
+        for points, (_, colour) in zip(_sixteenths((corners - (left, bottom)) * SUPERSAMPLING), self.polygons):
             colour = [max(int(channel) - ROUNDING_OFFSET, 0) for channel in colour]
-            cv2.fillConvexPoly(large, _to_pixels(_narrowed(corners), origin), colour, cv2.LINE_AA, shift=4)
-        texture[place] = _halved(large)
+            cv2.fillConvexPoly(part, points, colour, cv2.LINE_AA, shift=4)
+        texture = texture.copy()
+        texture[bottom:top, left:right] = _halved(part)
         return texture
 
 
@@ -128,50 +128,48 @@ def _generate(random: np.random.Generator) -> tuple[list, list, list]:
     return game.track, game.road_poly, tiles
 
 
-def _to_pixels(corners: np.ndarray, origin: tuple[int, int] = (0, 0)) -> np.ndarray:
-    """A polygon in world units as one in the large texture, for OpenCV: whole sixteenths of a pixel."""
-    pixels = (np.asarray(corners) + TEXTURE_HALF_SIZE) * PIXELS_PER_UNIT * SUPERSAMPLING
-    return np.round((pixels - 0.5 - np.asarray(origin)) * 16).astype(np.int32)
+def _to_pixels(points: np.ndarray) -> np.ndarray:
+    """Points in the world (…, 2) as points in the texture."""
+    return (points + TEXTURE_HALF_SIZE) * PIXELS_PER_UNIT
 
 
-def _box(corners: np.ndarray) -> tuple[tuple[slice, slice], tuple[int, int], tuple[int, int, int]]:
-    """The part of the texture around some points: its slices; its corner (x, y) and shape in the large texture."""
-    pixels = (corners + TEXTURE_HALF_SIZE) * PIXELS_PER_UNIT
-    low, high = pixels.min(0).astype(int) - 1, pixels.max(0).astype(int) + 2
-    width, height = (high - low) * SUPERSAMPLING
-    place = slice(low[1], high[1]), slice(low[0], high[0])
-    return place, tuple(low * SUPERSAMPLING), (height, width, 3)
+def _sixteenths(pixels: np.ndarray) -> np.ndarray:
+    """Points in a texture, for OpenCV: whole sixteenths of a pixel, from the middle of the first one."""
+    return np.round((pixels - 0.5) * 16).astype(np.int32)
 
 
 def _halved(texture: np.ndarray) -> np.ndarray:
     return cv2.resize(texture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
 
 
-def _narrowed(corners: list) -> np.ndarray:
-    """A piece of road or kerb (left, right, right ahead, left ahead) without what its smooth edges add on each side.
+def _narrowed(pieces: np.ndarray) -> np.ndarray:
+    """Pieces of road or kerb (n, 4, 2) without what smooth edges add to the left and right of them.
 
-    Not shorter: the next piece adjoins.
+    The corners of each are left, right, right ahead, left ahead. Ahead of it comes the next: nothing to take off.
     """
-    left, right = np.array((corners[0], corners[3])), np.array((corners[1], corners[2]))
-    width = np.linalg.norm(right - left, axis=1, keepdims=True)
+    left, right = pieces[:, [0, 3]], pieces[:, [1, 2]]
+    width = np.linalg.norm(right - left, axis=2, keepdims=True)
     # gym has a kerb of no width where a bend is none.
     inwards = (right - left) * (ANTIALIAS_MARGIN / np.maximum(width, 2 * ANTIALIAS_MARGIN))
     left, right = left + inwards, right - inwards
-    return np.array((left[0], right[0], right[1], left[1]))
+    return np.stack((left[:, 0], right[:, 0], right[:, 1], left[:, 1]), 1)
 
 
 @lru_cache(maxsize=1)
 def _field() -> tuple[np.ndarray, np.ndarray]:
     """The field without a road (black, ground, and gym's pattern of grass): the large texture, and halved."""
-    side = TEXTURE_SIZE * SUPERSAMPLING
-    large = np.zeros((side, side, 3), np.uint8)
+    large = np.zeros((TEXTURE_SIZE * SUPERSAMPLING, TEXTURE_SIZE * SUPERSAMPLING, 3), np.uint8)
+
+    def fill(corners: np.ndarray, colour: tuple[int, int, int]) -> None:
+        points = _sixteenths(_to_pixels(corners) * SUPERSAMPLING)
+        cv2.fillConvexPoly(large, points, colour, cv2.LINE_AA, shift=4)
+
     square = np.array([(0, 0), (1, 0), (1, 1), (0, 1)])
-    ground = _to_pixels((2 * square - 1) * gym_racing.PLAYFIELD)
-    cv2.fillConvexPoly(large, ground, FIELD_COLOUR, cv2.LINE_AA, shift=4)
+    fill((2 * square - 1) * gym_racing.PLAYFIELD, FIELD_COLOUR)
     for x in range(-20, 20, 2):
         for y in range(-20, 20, 2):
-            corners = (square + np.array([x, y])) * gym_racing.GRASS_DIM + ANTIALIAS_MARGIN * (1 - 2 * square)
-            cv2.fillConvexPoly(large, _to_pixels(corners), GRASS_COLOUR, cv2.LINE_AA, shift=4)
+            corners = (square + np.array([x, y])) * gym_racing.GRASS_DIM
+            fill(corners + ANTIALIAS_MARGIN * (1 - 2 * square), GRASS_COLOUR)
     return large, _halved(large)
 
 

@@ -1,9 +1,9 @@
-"""The fast world against gym's own: models/car_racing.py. Twenty tracks instead of two: python -m tests.compare."""
+"""The fast game against gym's own: models/car_*.py. On 24 tracks: python -m tools.compare."""
 
-from models import car_racing
+from models import car_physics, car_racing, car_track
 from models.car_racing import CarRacing64
-from tests import compare
 from tests.driver import Driver
+from tools import compare
 
 import cv2
 import gym
@@ -90,7 +90,7 @@ def test_the_same_seed_gives_the_same_drive_whatever_came_before(fast):
     drive(fast, 3006, 60)
     later = drive(fast, 3005, 60)
     other_car = drive(CarRacing64("fast"), 3005, 60)
-    car_racing._tracks.kept.clear()
+    car_racing._tracks.tracks.clear()
     fresh = drive(CarRacing64("fast"), 3005, 60)
     for run in (again, later, other_car, fresh):
         np.testing.assert_array_equal(run[0], first[0])
@@ -125,33 +125,121 @@ def test_a_reset_without_a_seed_goes_on_with_gyms_randomness(fast):
 
 
 def test_only_the_last_tracks_are_kept(fast):
-    for seed in range(car_racing.TRACKS_KEPT + 3):
+    for seed in range(car_track.TRACKS_KEPT + 3):
         fast.reset(seed=seed)
-    assert list(car_racing._tracks.kept) == list(range(3, car_racing.TRACKS_KEPT + 3))
+    assert list(car_racing._tracks.tracks) == list(range(3, car_track.TRACKS_KEPT + 3))
 
 
 def test_a_kerb_of_no_width_is_drawn_without_one():
     """gym puts a kerb on the side that a bend goes to; where it goes to neither, both its edges are in one place."""
-    corners = np.array([(0, 0), (0, 0), (1, 5), (1, 5)])
-    np.testing.assert_array_equal(car_racing._narrowed(corners), corners)
+    corners = np.array([[(0, 0), (0, 0), (1, 5), (1, 5)]])
+    np.testing.assert_array_equal(car_track._narrowed(corners), corners)
 
 
 def test_tiles_change_colour_when_they_are_touched(fast):
     """gym paints the tiles in three shades of grey and takes the tint off when a wheel first touches one."""
     fast.reset(seed=3005)
-    untouched = fast._texture.copy()
+    untouched = fast._drawn.mipmaps[0]
     driver = Driver(fast, 1, speed=60)
     for _ in range(150):
         fast.step(driver())
-    for i, tile in enumerate(fast.road):
-        x, y = np.mean([fast._drawn.tiles[i]], 1)[0]
-        at = int((y + car_racing.EDGE) * car_racing.PIXELS), int((x + car_racing.EDGE) * car_racing.PIXELS)
+    visited = fast.world.contactListener.visited
+    for i in range(len(visited)):
+        corners, colour = fast.road_poly[fast._drawn.polygon_of_tile[i]]
+        column, row = car_track._to_pixels(np.mean(corners, 0)).astype(int)
         tint = (0, 2, 5)[i % 3]
-        if not tile.road_visited:
-            np.testing.assert_array_equal(untouched[at], fast._texture[at])
-        elif 3 < i < 250 and fast.road[i + 1].road_visited and fast.road[i - 1].road_visited:
-            np.testing.assert_array_equal(untouched[at].astype(int) - tint, fast._texture[at])
-    assert 10 < sum(tile.road_visited for tile in fast.road) == fast.tile_visited_count < len(fast.road)
+        np.testing.assert_allclose(colour, 102 if visited[i] else 102 + 2.55 * (i % 3))  # for gym's own pictures
+        if not visited[i]:
+            np.testing.assert_array_equal(untouched[row, column], fast._texture[row, column])
+        elif 3 < i < 250 and visited[i + 1] and visited[i - 1]:
+            np.testing.assert_array_equal(untouched[row, column].astype(int) - tint, fast._texture[row, column])
+    assert 10 < sum(visited) == fast.tile_visited_count < len(visited)
+
+
+@pytest.mark.parametrize("brakes", [0.3, 0.0], ids=["with brakes", "without"])
+def test_physics_are_gyms_to_the_last_bit(monkeypatch, brakes):
+    """Every number of the car and every contact with a tile, beside gym's own classes, over a lively drive."""
+    blank = np.zeros((96, 96, 3), np.uint8)
+    monkeypatch.setattr(car_racing.gym_racing.CarRacing, "_render", lambda *_: blank)
+    monkeypatch.setattr(CarRacing64, "_render", lambda *_: blank)
+    gyms, ours = car_racing.gym_racing.CarRacing(), CarRacing64("fast")
+    random = np.random.default_rng(4)
+    for seed in (3002, 3003):
+        for env in (gyms, ours):
+            env.reset(seed=seed)
+        for t in range(400):
+            if t % 8 == 0:
+                action = random.uniform((-1.2, -0.2, 0), (1.2, 1.2, 1)).astype(np.float32)
+                action[2] *= random.random() < brakes
+            expected = gyms.step(action.astype(np.float64))[1:4]
+            assert ours.step(action)[1:4] == expected
+            assert _state(ours) == _state(gyms)
+            assert [{tile.number for tile in wheel.tiles} for wheel in ours.car.wheels] == [
+                {tile.idx for tile in wheel.tiles} for wheel in gyms.car.wheels
+            ]
+            assert list(map(bool, ours.world.contactListener.visited)) == [tile.road_visited for tile in gyms.road]
+    assert type(ours.car) is car_physics.Car
+
+
+def _state(env):
+    """All that moves, and the rewards so far."""
+    wheels = [
+        (*wheel.position, wheel.angle, *wheel.linearVelocity, wheel.omega, wheel.phase, wheel.gas, wheel.joint.angle)
+        for wheel in env.car.wheels
+    ]
+    hull = env.car.hull
+    return (
+        *hull.position,
+        hull.angle,
+        *hull.linearVelocity,
+        hull.angularVelocity,
+        env.reward,
+        env.prev_reward,
+        *wheels,
+    )
+
+
+def test_actions_are_taken_in_float64(monkeypatch):
+    """With a float32 action NumPy 2 would go on in float32, and NumPy 1 does not: plain floats are the same in both."""
+    monkeypatch.setattr(car_racing.gym_racing.CarRacing, "_render", lambda *_: np.zeros((96, 96, 3), np.uint8))
+    for renderer in ("fast", "gym"):
+        env = CarRacing64(renderer)
+        env.reset(seed=3000)
+        env.step(np.array([0.3, 0.1, 0.7], np.float32))
+        front, rear = env.car.wheels[0], env.car.wheels[2]
+        assert all(isinstance(number, float) for number in (front.steer, front.brake, front.omega, rear.omega))
+        assert front.steer == -float(np.float32(0.3))
+
+
+@pytest.mark.parametrize("renderer", ["fast", "gym"])
+def test_skid_marks_are_in_gyms_own_pictures(renderer):
+    """Only a window's or a video's pictures show them; there the car's code is gym's own."""
+    marks = {}
+    for mode in (None, "rgb_array"):
+        env = CarRacing64(renderer)
+        env.render_mode = mode
+        env.reset(seed=3000)
+        env._render, render = lambda mode: None, env._render  # the drawing takes all the time
+        for t in range(90):
+            env.step(np.array([1.0 if t > 50 else 0.0, 1.0, 0.0]))
+        marks[mode] = len(env.car.particles), env.car.hull.position.tuple
+        env._render = render
+    assert marks["rgb_array"][0] > 3
+    assert marks["rgb_array"][1] == marks[None][1]
+    assert renderer == "gym" or not marks[None][0]
+    shown = env.render()
+    env.car.particles.clear()
+    assert (shown != env.render()).any()
+
+
+def test_the_fast_renderer_refuses_random_colours():
+    env = CarRacing64("fast")
+    env.domain_randomize = True
+    with pytest.raises(ValueError, match=r"domain_randomize needs CarRacing64\('gym'\)"):
+        env.reset(seed=3000)
+    reference = CarRacing64("gym")
+    reference.domain_randomize = True
+    assert reference.reset(seed=3000)[0].shape == (64, 64, 3)
 
 
 def test_place(fast):

@@ -1,4 +1,4 @@
-"""Does the agent score the same on our pictures as on gym's? `python -m tests.paired [NAME=value …]`
+"""Does the agent score the same on our pictures as on gym's? `python -m tools.paired [NAME=value …]`
 
 Reads data/score.npz, what 06 scored on gym's own renderer, drives the same controller on the same tracks drawn by us,
 and prints the mean paired difference with its standard error. Nobody is stopped early in either.
