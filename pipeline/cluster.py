@@ -144,7 +144,8 @@ class ActorPool:
                 return self._run_shares(call, total)
             except RayActorError:  # an actor that can't ask for its next index
                 if attempt >= RETRIES:
-                    raise UserError("the actor that hands out the work died; the same command goes on") from None
+                    raise UserError("the actor that counts died; the same command goes on") from None
+                print("The actor that hands out the work is gone; this part starts again.", flush=True)
                 self._start_indices()
         raise AssertionError("unreachable")
 

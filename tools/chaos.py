@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tools import chaos_cluster
+
 import h5py
 import numpy as np
 
@@ -370,6 +372,7 @@ class Chaos:
         for script, most in ((GENERATE, 20_000), (TRAIN_V, 4_000_000), (TRAIN_M, 1_000_000), (EVOLVE, 3_000)):
             self.case(f"{script[:2]} on a full disk", 1, lambda script=script, most=most: self.full_disk(script, most))
         self.case("02's memory with four times the data", 1, self.memory)
+        chaos_cluster.run(self, sys.modules[__name__])
 
 
 def main() -> None:

@@ -16,7 +16,11 @@ class LocalCluster:
     """Nodes on 127.0.0.1, each with its own raylet and object store, as on a machine of its own."""
 
     def __init__(self, nodes: int = 2, cpus: int = 1) -> None:
+        import logging
+
         from ray.cluster_utils import Cluster
+
+        logging.getLogger("ray").setLevel(logging.ERROR)
 
         self.cpus = cpus
         head = {"num_cpus": cpus, "object_store_memory": MEMORY, "include_dashboard": False}
@@ -40,6 +44,8 @@ class LocalCluster:
 def main() -> None:
     """Run a cluster until Ctrl-C."""
     nodes, cpus = (int(argument) for argument in (*sys.argv[1:3], *("2", "1")[len(sys.argv) - 1 :]))
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore Ctrl-C
+        signal.signal(number, signal.default_int_handler)
     cluster = LocalCluster(nodes, cpus)
     print(f"{nodes} nodes with {cpus} CPUs each: CLUSTER={cluster.address} (Ctrl-C ends them)", flush=True)
     try:

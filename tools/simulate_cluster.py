@@ -1,0 +1,245 @@
+"""How far a cluster carries, from one machine: python -m tools.simulate_cluster [most actors, 256 unless told]
+
+Drives the shipped controller for the lengths of its episodes and the time that a step takes (a minute). Then up to 256
+actors of a Ray cluster on this machine share the work of a generation as in 05, but wait as long as driving would take.
+The same rules without Ray, as a loop over events, tell about more actors than fit here; where both are known, they are
+printed side by side. Prints the tables of docs/cluster.md and writes docs/images/cluster.png.
+"""
+
+import heapq
+import sys
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from models.tracks import SELECTION_TRACKS
+from pipeline.workers import WorkerPool, worker_pool
+from tools.local_cluster import LocalCluster
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+SIZES = (4, 8, 16, 32)  # CARS that are measured
+EPISODES = 64  # whose lengths are measured
+GENERATIONS = {"paper, 64 controllers × 16 tracks": 1024, "05, 32 controllers × 4 tracks": 128}
+ACTORS = (2, 4, 8, 16, 32, 64, 128, 256)
+LONGEST = 12.0  # seconds that a simulated generation takes at most: with few actors, time runs faster
+
+
+def prepare_worker(models: tuple, parameters: np.ndarray) -> tuple:
+    """What a worker of the measurement works with."""
+    from models import worlds
+
+    return worlds.build_models(models), parameters
+
+
+def drive_tracks(prepared: tuple, item: tuple) -> tuple[np.ndarray, float]:
+    """The lengths of some episodes with so many cars, so many of them at once, and the seconds that all took."""
+    from models import worlds
+
+    (vae, rnn), parameters = prepared
+    tracks, cars, at_once, frames = item
+    world = worlds.RealWorld(vae, rnn, cars, frames=frames)
+    world.drive(parameters[None], tracks[:1])  # compiles, renders a track
+    start = time.perf_counter()
+    _, lengths = world.drive(np.tile(parameters, (len(tracks), 1)), tracks, at_once=at_once)
+    return lengths, time.perf_counter() - start
+
+
+def measure() -> tuple[np.ndarray, dict[int, tuple[float, float]]]:
+    """The lengths of episodes in frames; for each of SIZES the seconds of a step: for the batch, and for each car.
+
+    One worker alone: two on one machine share its caches.
+    """
+    from models import worlds
+
+    vae, rnn, parameters = worlds.load(ROOT / "models" / "trained")
+    tracks, steps = np.array(SELECTION_TRACKS[:EPISODES]), {}
+    with WorkerPool(1, prepare_worker, worlds.get_weights(vae, rnn), parameters) as worker:
+
+        def drive(*item: object) -> tuple[np.ndarray, float]:
+            return next(worker.imap_unordered(drive_tracks, [item]))
+
+        lengths, _ = drive(tracks, 32, 32, 1000)
+        print(
+            f"episodes: {len(lengths)}, mean {lengths.mean():.0f} frames, {lengths.min()} to {lengths.max()}",
+            flush=True,
+        )
+        for cars in SIZES:
+            frames = 100
+            few, many = (drive(tracks[:n], cars, n, frames)[1] / frames for n in (cars // 2, cars))
+            each = (many - few) / (cars - cars // 2)
+            steps[cars] = many - cars * each, each
+    return lengths, steps
+
+
+def per_frame(step: tuple[float, float], cars: int) -> float:
+    """Seconds of a frame of one car in a full batch."""
+    return step[0] / cars + step[1]
+
+
+def best_cars(actors: int, pairs: int) -> int:
+    """The largest of SIZES that leaves every actor a full batch, or the smallest."""
+    return max((cars for cars in SIZES if cars * actors <= pairs), default=SIZES[0])
+
+
+class WaitingWorld:
+    """Stands for `RealWorld`: waits as long as driving would take, until the next car finishes."""
+
+    def drive(self, lengths: np.ndarray, pairs: Iterator[int], places: int, step: tuple[float, float]) -> float:
+        """Returns the seconds that it drove."""
+        start = time.perf_counter()
+        left = [lengths[pair] for pair in islice(pairs, places)]
+        while left:
+            shortest = min(left)
+            time.sleep(shortest * (step[0] + step[1] * len(left)))
+            left = [frames - shortest for frames in left if frames > shortest]
+            left += [lengths[pair] for pair in islice(pairs, places - len(left))]
+        return time.perf_counter() - start
+
+
+def wait_share(world: WaitingWorld, pairs: Iterator[int], *arguments: object) -> float:
+    """An actor's share of a generation: seconds that it was at work."""
+    return world.drive(arguments[0], pairs, *arguments[1:])
+
+
+def simulate(workers, actors: int, lengths: np.ndarray, cars: int, step: tuple[float, float]) -> tuple[float, float]:
+    """Seconds of a generation with so many actors, and the share of the actors' time that was idle."""
+    workers.most = actors
+    places = min(cars, -(-len(lengths) // actors))
+    expected = lengths.sum() * per_frame(step, cars) / actors
+    faster = max(1.0, expected / LONGEST)
+    start = time.perf_counter()
+    busy = workers.run_on_all(wait_share, len(lengths), lengths, places, (step[0] / faster, step[1] / faster))
+    seconds = time.perf_counter() - start
+    return seconds * faster, 1 - sum(busy) / actors / seconds
+
+
+def model(actors: int, lengths: np.ndarray, cars: int, step: tuple[float, float]) -> float:
+    """The seconds of a generation by the same rules, without Ray: whoever has a free car takes the next pair."""
+    places = min(cars, -(-len(lengths) // actors))
+    pairs = iter(lengths)
+    active = [[next(pairs, 0) for _ in range(places)] for _ in range(actors)]
+    active = [[frames for frames in left if frames] for left in active]
+    events = [(min(left) * (step[0] + step[1] * len(left)), actor) for actor, left in enumerate(active) if left]
+    heapq.heapify(events)
+    now = 0.0
+    while events:
+        now, actor = heapq.heappop(events)
+        shortest = min(active[actor])
+        left = [frames - shortest for frames in active[actor]]
+        active[actor] = [frames or next(pairs, 0) for frames in left]
+        active[actor] = [frames for frames in active[actor] if frames]
+        if left := active[actor]:
+            heapq.heappush(events, (now + min(left) * (step[0] + step[1] * len(left)), actor))
+    return now
+
+
+def dispatch_rate(workers, actors: int) -> float:
+    """Pairs a second where driving takes no time at all."""
+    workers.most, pairs = actors, 16 * actors
+    start = time.perf_counter()
+    workers.run_on_all(wait_share, pairs, np.zeros(pairs), 16, (0.0, 0.0))
+    return pairs / (time.perf_counter() - start)
+
+
+def wall_clock(lengths: np.ndarray, steps: dict) -> None:
+    """The table of 1,800 generations: the model's seconds, and what CMA-ES itself takes, which no actor shortens."""
+    update = cma_seconds()
+    print(f"\nCMA-ES itself: {update:.2f} s a generation (867 numbers, population 64)\n")
+    print("| cores | pairs | CARS | a generation | efficiency | 1,800 generations |\n|---|---|---|---|---|---|")
+    for pairs in (1024, 4096, 16384):
+        for cores in (64, 256, 1024):
+            these = drawn(lengths, pairs)
+            cars = best_cars(cores, pairs)
+            seconds = model(cores, these, cars, steps[cars])
+            efficiency = ideal(these, steps) / cores / seconds
+            hours = 1800 * (seconds + update) / 3600
+            print(f"| {cores:,} | {pairs:,} | {cars} | {seconds:.1f} s | {100 * efficiency:.0f} % | {hours:.1f} h |")
+
+
+def cma_seconds() -> float:
+    """Seconds of `ask` and `tell` a generation, the mean of 20."""
+    from models import evolution
+
+    search = evolution.Search(np.zeros(867), np.eye(289), 64, 0.1, 1, False)
+    start = time.perf_counter()
+    for _ in range(20):
+        search.tell(search.ask()[:, 0])
+    return (time.perf_counter() - start) / 20
+
+
+def drawn(lengths: np.ndarray, pairs: int) -> np.ndarray:
+    """A generation's lengths, drawn from those that were measured."""
+    return np.random.default_rng(0).choice(lengths, pairs).astype(float)
+
+
+def ideal(lengths: np.ndarray, steps: dict) -> float:
+    """Seconds that one actor would take that is always full, with the best of SIZES."""
+    return float(lengths.sum() * min(per_frame(steps[cars], cars) for cars in SIZES))
+
+
+def plot(rows: dict[str, list[tuple[int, float, float]]]) -> None:
+    """Efficiency over actors: simulated with Ray, and by the model."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    for colour, (name, found) in enumerate(rows.items()):
+        actors, simulated, modelled = np.array(found).T
+        axes.plot(actors, 100 * simulated, "o-", color=f"C{colour}", label=f"{name}: Ray, waiting actors")
+        axes.plot(actors, 100 * modelled, "--", color=f"C{colour}", alpha=0.6, label=f"{name}: model")
+    axes.axhline(90, color="grey", linewidth=0.7)
+    axes.set(xscale="log", xlabel="actors", ylabel="efficiency, %", ylim=(0, 105), title="A generation on a cluster")
+    axes.set_xticks(ACTORS, ACTORS)
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower left")
+    path = ROOT / "docs" / "images" / "cluster.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    print(f"\nmade: {path}")
+
+
+def main() -> None:
+    """Measure, simulate, tell."""
+    most = int(sys.argv[1]) if len(sys.argv) > 1 else ACTORS[-1]
+    lengths, steps = measure()
+    for cars, (fixed, each) in steps.items():
+        cost = 1e6 * per_frame((fixed, each), cars)
+        print(f"CARS={cars:2}: a step {1e3 * fixed:.2f} ms + {1e3 * each:.3f} ms a car; full {cost:.0f} µs a frame")
+    cluster = LocalCluster(2, -(-most // 2))
+    rows: dict[str, list] = {name: [] for name in GENERATIONS}
+    try:
+        with worker_pool(cluster.address, most, WaitingWorld) as workers:
+            while len(workers.ready) < most:
+                workers.run_on_all(wait_share, most, np.zeros(most), 1, (0.0, 0.0))
+                time.sleep(1)
+            print(f"{most} actors are up", flush=True)
+            time.sleep(2)
+            print("| generation | actors | CARS | seconds | idle | efficiency | model | pairs a second, at most |")
+            print("|---|---|---|---|---|---|---|---|")
+            for name, pairs in GENERATIONS.items():
+                these = drawn(lengths, pairs)
+                for actors in (actors for actors in ACTORS if actors <= min(most, pairs)):
+                    cars = best_cars(actors, pairs)
+                    seconds, idle = simulate(workers, actors, these, cars, steps[cars])
+                    modelled = ideal(these, steps) / actors / model(actors, these, cars, steps[cars])
+                    efficiency = ideal(these, steps) / actors / seconds
+                    rows[name].append((actors, efficiency, modelled))
+                    print(
+                        f"| {name} | {actors} | {cars} | {seconds:.1f} | {100 * idle:.1f} % | {100 * efficiency:.1f} % "
+                        f"| {100 * modelled:.1f} % | {dispatch_rate(workers, actors):,.0f} |",
+                        flush=True,
+                    )
+    finally:
+        cluster.close()
+    wall_clock(lengths, steps)
+    plot(rows)
+
+
+if __name__ == "__main__":
+    main()
