@@ -8,6 +8,7 @@ drawing is ours. A picture is a cut-out of the track's texture (car_track.py) wi
 
 import math
 import os
+from typing import Any
 
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # no screen needed
 
@@ -38,6 +39,8 @@ class CarRacing64(gym_racing.CarRacing):
     game drawn straight: the pictures differ by less than 0.5 of 255 on average. It knows gym's usual colours only.
     """
 
+    car: Any  # gym's, or ours
+
     def __init__(self, renderer: str = "fast") -> None:
         if renderer not in ("fast", "gym"):
             raise ValueError(f"renderer must be 'fast' or 'gym', not {renderer!r}")
@@ -47,7 +50,7 @@ class CarRacing64(gym_racing.CarRacing):
         self.frames = 0
         self._seed: int | None = None
         self._touched: list[int] = []  # tiles that are still to be drawn as touched
-        self._texture: np.ndarray | None = None
+        self._texture: Any = None  # uint8, made when first drawn on
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         """Start on the track of `seed` (gym's own track for that seed); returns (observation, {}).

@@ -6,6 +6,7 @@ The car is always at the same place, upright; only its wheels turn and roll.
 import math
 from functools import lru_cache
 from types import SimpleNamespace
+from typing import Any
 
 from models.car_track import GROUND, ROUNDING_OFFSET, SIZE, zoom
 from pipeline.files import suppress_stderr
@@ -47,7 +48,7 @@ def _nearest(frame: int) -> int:
 def _body(frame: int, left_roll: int, right_roll: int) -> tuple[np.ndarray, np.ndarray]:
     """The hull and the rear wheels: the share of the ground that shows past them, (10, 6, 1), and their colour."""
     hull = _hull(frame)
-    colour = hull * np.float32((204 - ROUNDING_OFFSET, 0, 0)) + np.float32(0.5)  # so that uint8 rounds
+    colour = hull * np.array((204 - ROUNDING_OFFSET, 0, 0), np.float32) + np.float32(0.5)  # so that uint8 rounds
     for wheel, roll in ((2, left_roll), (3, right_roll)):
         coverage, highlight = _wheel(_nearest(frame), wheel, 0, roll)
         hull, colour = hull + coverage, colour + highlight
@@ -101,7 +102,7 @@ def _downscale_matrices() -> tuple[np.ndarray, np.ndarray]:
     """What turns gym's pixels into ours in the box around the car, to 96 and then to 64: (10, 125), (250, 6)."""
     matrices = []
     for pixels in (gym_racing.WINDOW_H, gym_racing.WINDOW_W):
-        matrix = np.eye(pixels, dtype=np.float32)
+        matrix: Any = np.eye(pixels, dtype=np.float32)
         for side in (gym_racing.STATE_H, SIZE):
             matrix = cv2.resize(matrix, (pixels, side), interpolation=cv2.INTER_AREA)
         matrices.append(matrix)
@@ -109,7 +110,7 @@ def _downscale_matrices() -> tuple[np.ndarray, np.ndarray]:
 
 
 # Screen pixels per unit of each value, as in CarRacing._render_indicators.
-_GAUGE_PIXELS = {"speed": -0.4, "steering": -250.0, "turning": -20.0}
+_GAUGE_PIXELS: dict[str | int, float] = {"speed": -0.4, "steering": -250.0, "turning": -20.0}
 _WHEEL_PIXELS = -0.2
 
 

@@ -6,6 +6,7 @@ texture has about as many pixels to a unit as the picture, so that bilinear samp
 
 import math
 from collections import OrderedDict
+from collections.abc import Sequence
 from functools import lru_cache
 from types import SimpleNamespace
 
@@ -160,7 +161,7 @@ def _field() -> tuple[np.ndarray, np.ndarray]:
     """The field without a road (black, ground, and gym's pattern of grass): the large texture, and halved."""
     large = np.zeros((TEXTURE_SIZE * SUPERSAMPLING, TEXTURE_SIZE * SUPERSAMPLING, 3), np.uint8)
 
-    def fill(corners: np.ndarray, colour: tuple[int, int, int]) -> None:
+    def fill(corners: np.ndarray, colour: Sequence[int]) -> None:
         points = _sixteenths(_to_pixels(corners) * SUPERSAMPLING)
         cv2.fillConvexPoly(large, points, colour, cv2.LINE_AA, shift=4)
 

@@ -43,7 +43,9 @@ class Indices:
 
     def reset(self, total: int, workers: int, first_share: int) -> None:
         """Start anew, for shares numbered from `first_share` on."""
-        self.left, self.first_share, self.claimed, self.lost = deque(range(total)), first_share, {}, set()
+        self.left, self.first_share = deque(range(total)), first_share
+        self.claimed: dict[int, list[int]] = {}
+        self.lost: set[int] = set()
         self.workers = workers
 
     def claim(self, share: int) -> list[int]:
@@ -181,7 +183,7 @@ class ActorPool:
         running: dict[ray.ObjectRef, tuple[Any, Any]] = {}
         while todo or running:
             self._grow(len(todo))
-            while todo and self.ready and (actor := min(self.ready, key=self.ready.get)) is not None:
+            while todo and self.ready and (actor := min(self.ready, key=lambda actor: self.ready[actor])) is not None:
                 if self.ready[actor] >= jobs_each:
                     break
                 job = todo.popleft()

@@ -152,5 +152,8 @@ class ResumableTraining(keras.callbacks.Callback):
             for kind, variables in kinds
             for place, variable in enumerate(variables)
         }
-        texts = {"settings": np.array(json.dumps(self.settings)), "history": np.array(json.dumps(self.history))}
+        texts: dict[str, Any] = {
+            "settings": np.array(json.dumps(self.settings)),
+            "history": np.array(json.dumps(self.history)),
+        }
         save_npz(self.path, threads=np.array(environment.threads()), **texts, **arrays)

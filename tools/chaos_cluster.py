@@ -9,7 +9,7 @@ import signal
 import time
 from pathlib import Path
 
-SCORE = "EPISODES=4 YARDSTICKS=2 FRAMES=200 AHEAD=20 WORKERS=2"
+SCORE = "EPISODES=4 BASELINE_EPISODES=2 MAX_STEPS=200 LOOKAHEAD=20 WORKERS=2"
 GONE = 15  # seconds that actors may outlive their driver
 
 

@@ -20,7 +20,7 @@ from tools.local_cluster import LocalCluster
 import numpy as np
 
 ROOT = Path(__file__).parent.parent
-SIZES = (4, 8, 16, 32)  # CARS that are measured
+SIZES = (4, 8, 16, 32)  # NUM_ENVS that are measured
 EPISODES = 64  # whose lengths are measured
 GENERATIONS = {"paper, 64 controllers × 16 tracks": 1024, "05, 32 controllers × 4 tracks": 128}
 ACTORS = (2, 4, 8, 16, 32, 64, 128, 256)
@@ -29,9 +29,9 @@ LONGEST = 12.0  # seconds that a simulated generation takes at most: with few ac
 
 def prepare_worker(models: tuple, parameters: np.ndarray) -> tuple:
     """What a worker of the measurement works with."""
-    from models import worlds
+    from models import loading
 
-    return worlds.build_models(models), parameters
+    return loading.build_models(models), parameters
 
 
 def drive_tracks(prepared: tuple, item: tuple) -> tuple[np.ndarray, float]:
@@ -40,7 +40,7 @@ def drive_tracks(prepared: tuple, item: tuple) -> tuple[np.ndarray, float]:
 
     (vae, rnn), parameters = prepared
     tracks, cars, at_once, frames = item
-    world = worlds.RealWorld(vae, rnn, cars, frames=frames)
+    world = worlds.RealWorld(vae, rnn, cars, max_steps=frames)
     world.drive(parameters[None], tracks[:1])  # compiles, renders a track
     start = time.perf_counter()
     _, lengths = world.drive(np.tile(parameters, (len(tracks), 1)), tracks, at_once=at_once)
@@ -52,11 +52,11 @@ def measure() -> tuple[np.ndarray, dict[int, tuple[float, float]]]:
 
     One worker alone: two on one machine share its caches.
     """
-    from models import worlds
+    from models import loading
 
-    vae, rnn, parameters = worlds.load(ROOT / "models" / "trained")
+    vae, rnn, parameters = loading.load(ROOT / "models" / "trained")
     tracks, steps = np.array(SELECTION_TRACKS[:EPISODES]), {}
-    with WorkerPool(1, prepare_worker, worlds.get_weights(vae, rnn), parameters) as worker:
+    with WorkerPool(1, prepare_worker, loading.get_weights(vae, rnn), parameters) as worker:
 
         def drive(*item: object) -> tuple[np.ndarray, float]:
             return next(worker.imap_unordered(drive_tracks, [item]))
@@ -148,7 +148,7 @@ def wall_clock(lengths: np.ndarray, steps: dict) -> None:
     """The table of 1,800 generations: the model's seconds, and what CMA-ES itself takes, which no actor shortens."""
     update = cma_seconds()
     print(f"\nCMA-ES itself: {update:.2f} s a generation (867 numbers, population 64)\n")
-    print("| cores | pairs | CARS | a generation | efficiency | 1,800 generations |\n|---|---|---|---|---|---|")
+    print("| cores | pairs | NUM_ENVS | a generation | efficiency | 1,800 generations |\n|---|---|---|---|---|---|")
     for pairs in (1024, 4096, 16384):
         for cores in (64, 256, 1024):
             these = drawn(lengths, pairs)
@@ -163,7 +163,7 @@ def cma_seconds() -> float:
     """Seconds of `ask` and `tell` a generation, the mean of 20."""
     from models import evolution
 
-    search = evolution.Search(np.zeros(867), np.eye(289), 64, 0.1, 1, False)
+    search = evolution.CMAES(np.zeros(867), np.eye(289), 64, 0.1, 1, False)
     start = time.perf_counter()
     for _ in range(20):
         search.tell(search.ask()[:, 0])
@@ -210,7 +210,7 @@ def main() -> None:
     lengths, steps = measure()
     for cars, (fixed, each) in steps.items():
         cost = 1e6 * per_frame((fixed, each), cars)
-        print(f"CARS={cars:2}: a step {1e3 * fixed:.2f} ms + {1e3 * each:.3f} ms a car; full {cost:.0f} µs a frame")
+        print(f"NUM_ENVS={cars:2}: a step {1e3 * fixed:.2f} ms + {1e3 * each:.3f} ms a car; full {cost:.0f} µs a frame")
     cluster = LocalCluster(2, -(-most // 2))
     rows: dict[str, list] = {name: [] for name in GENERATIONS}
     try:
@@ -220,7 +220,7 @@ def main() -> None:
                 time.sleep(1)
             print(f"{most} actors are up", flush=True)
             time.sleep(2)
-            print("| generation | actors | CARS | seconds | idle | efficiency | model | pairs a second, at most |")
+            print("| generation | actors | NUM_ENVS | seconds | idle | efficiency | model | pairs a second, at most |")
             print("|---|---|---|---|---|---|---|---|")
             for name, pairs in GENERATIONS.items():
                 these = drawn(lengths, pairs)
