@@ -221,7 +221,7 @@ def draw_curves(folder: Path) -> None:
     from models import figures, loading
 
     # The shipped weights' histories are beside them; yours are where training left them.
-    shipped = folder == loading.SHIPPED
+    shipped = folder.resolve() == loading.SHIPPED.resolve()
     paths = {name: folder / f"{name}.{'history' if shipped else 'checkpoint'}.npz" for name in LOSSES}
     paths |= {name: (folder if shipped else Path(DATA)) / f"{name}.npz" for name in SEARCHES}
     if missing := [path.name for path in paths.values() if not path.exists()]:
