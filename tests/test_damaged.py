@@ -417,3 +417,36 @@ def test_a_damaged_checkpoint(checkpoint, model, kind):
 def test_a_checkpoint_with_different_settings(checkpoint, model, options, told):
     with pytest.raises(UserError, match=told):
         checkpoint[1](**options).restore(model)
+
+
+def test_the_best_epoch_is_the_one_of_the_lowest_validation_loss(checkpoint, model, capsys):
+    """Also across a resume, whatever the training loss says."""
+    _, make = checkpoint
+    saved = []
+
+    def train(*val_losses):
+        run = make()
+        epoch = run.restore(model)
+        run.save_weights = lambda: saved.append(run.epoch)
+        run.set_model(model)
+        run.set_params({"steps": 1})
+        for val_loss in val_losses:
+            run.on_epoch_begin(epoch)
+            epoch += 1
+            run.on_epoch_end(epoch - 1, {"loss": 10.0 - epoch, "val_loss": val_loss})
+        return run
+
+    assert train(1.5, 1.0).best["epoch"] == 3  # the checkpoint's own epoch had 2.0
+    assert train(1.2, 0.9, 0.95).best["epoch"] == 5
+    assert saved == [2, 3, 5]
+    assert capsys.readouterr().out.count("(best so far)") == 3
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(checkpoint, model):
+    run = checkpoint[1]()
+    run.set_params({"steps": 5})
+    run.on_epoch_begin(3)
+    run.on_train_batch_end(0, {"loss": 1.0})
+    for loss in (float("nan"), float("inf")):
+        with pytest.raises(UserError, match="at step 2 of epoch 4; the last good weights are kept"):
+            run.on_train_batch_end(1, {"loss": loss})

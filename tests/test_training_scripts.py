@@ -109,6 +109,19 @@ def test_they_write_what_they_say(trained):
     assert (folder / "models" / "vae.weights.h5").stat().st_size < 18e6  # without the optimizer
 
 
+@pytest.mark.parametrize(("name", "first", "decay"), [("vae", 1e-3, 0.95), ("rnn", 2e-3, 0.94)])
+def test_the_learning_rate_decays_from_epoch_to_epoch(trained, name, first, decay):
+    found = [entry["learning_rate"] for entry in history(trained[0], name)]
+    assert found == pytest.approx([first, first * decay], rel=1e-6)
+
+
+def test_the_held_out_rollout_is_never_trained_on(trained, drives):
+    """There is one of the six; what 02 and 04 learn from are the other five."""
+    assert len(rollouts.held_out(drives)) == 1
+    for script in ("02_train_vae.py", "04_train_rnn.py"):
+        assert "5 rollouts to learn from, 1 held out" in trained[1][script]
+
+
 def test_less_noise_in_z_lowers_its_floor(trained, copy):
     def floor(printed):
         return float(printed.partition("entropy of V's posterior")[2].split()[0])
