@@ -362,7 +362,7 @@ def model():
     import keras
 
     model = keras.Sequential([keras.Input((200,)), keras.layers.Dense(30)], name="model")
-    model.compile("adam", "mse")
+    model.compile("sgd", "mse")  # few numbers beside the kernel: what is damaged is a number
     model.optimizer.build(model.trainable_variables)
     return model
 

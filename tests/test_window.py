@@ -19,7 +19,7 @@ def screen():
     """The number of a screen of 1280×800, such as ":5"."""
     if not shutil.which("Xvfb"):
         pytest.skip("Xvfb is not installed here (Debian: apt install xvfb)")
-    command = ["Xvfb", "-displayfd", "1", "-screen", "0", "1280x800x24", "-nolisten", "tcp"]
+    command = ["Xvfb", "-displayfd", "1", "-screen", "0", "1280x800x24", "-nolisten", "tcp", "-noreset"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         yield f":{server.stdout.readline().strip()}"
         server.terminate()
