@@ -70,8 +70,7 @@ def main() -> None:
     keras.utils.set_random_seed(keras_seed(SEED))
     rnn, weights_path = MDNRNN(), Path(MODELS, "rnn.weights.h5")
     active = series_file.active_latents(series, train, ACTIVE_STD)
-    optimizer = keras.optimizers.Adam(LEARNING_RATE, global_clipnorm=GRADIENT_CLIP)
-    rnn.compile(optimizer, active, Z_NOISE, MIN_REWARD)
+    rnn.compile(keras.optimizers.Adam(LEARNING_RATE, global_clipnorm=GRADIENT_CLIP), active, Z_NOISE, MIN_REWARD)
     run = ResumableTraining(
         Path(MODELS, "rnn.checkpoint.npz"),
         weights_path,
@@ -90,10 +89,8 @@ def main() -> None:
     if done >= EPOCHS:
         print(f"{weights_path} is trained: {done} epochs. EPOCHS={2 * done} trains it further")
     else:
-        print(
-            f"{len(train)} rollouts to learn from, {is_held_out.sum()} held out; {done} of {EPOCHS} epochs done; "
-            f"{active.sum()} of {len(active)} latents are active"
-        )
+        print(f"{active.sum()} of {len(active)} latents are active")
+        print(f"{len(train)} rollouts to learn from, {is_held_out.sum()} held out; {done} of {EPOCHS} epochs done")
         rnn.fit(
             dataset(
                 lambda: training_batches(series, train, sequence_length, steps, done + 1),
@@ -109,11 +106,8 @@ def main() -> None:
         )
 
     weights.load(weights_path, rnn, vae=origin)
-    nll = compare(rnn, series, train, validation, active)
-    nll["M"] = run.best["val_nll"]
-    print(f"Held-out negative log-likelihood of the next z, nats per active latent ({active.sum()} of them):")
-    for name in ("persistence", "linear regression", "M", "entropy of V's posterior"):
-        print(f"  {name:<24} {nll[name]:7.3f}")
+    nll = {"M": run.best["val_nll"], **compare(rnn, series, train, validation, active)}
+    print("\n".join(comparison_lines(nll, active)))
     draw_loss(run.history, nll)
     draw_dream(series, validation, vae, rnn)
 
@@ -164,6 +158,13 @@ def compare(rnn: MDNRNN, series: dict, train: np.ndarray, held_out: np.ndarray, 
     logvar = np.concatenate([series["logvar"][first + 1 : first + length + 1] for first, length in held_out])
     nll = baselines(sequences(some), sequences(held_out), active)
     return nll | {"entropy of V's posterior": posterior_entropy(logvar, Z_NOISE, active)}
+
+
+def comparison_lines(nll: dict[str, float], active: np.ndarray) -> list[str]:
+    """M between the baselines and the floor, a line each."""
+    lines = [f"Held-out negative log-likelihood of the next z, nats per active latent ({active.sum()} of them):"]
+    names = ("persistence", "linear regression", "M", "entropy of V's posterior")
+    return lines + [f"  {name:<24} {nll[name]:7.3f}" for name in names]
 
 
 def draw_loss(history: list[dict], nll: dict[str, float]) -> None:

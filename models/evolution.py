@@ -10,14 +10,13 @@ from typing import Any
 
 from models import controller, weights
 from models.history import best_generation, load_history, new_record, plot_history, save_history
-from models.tracks import EVOLUTION_TRACKS, SELECTION_TRACKS
+from models.tracks import EVOLUTION_TRACKS, SELECTION_TRACKS, first_track, sample_tracks
 from pipeline import UserError
 from pipeline.progress import format_duration
 from pipeline.workers import WorkerPool
 
 import numpy as np
 
-REPLAY_WINDOW = 25  # generations whose tracks may be driven again
 # Constants of 05 and 07 that a run does not depend on: all others must be the same when it continues.
 FREE = ("GENERATIONS", "WORKERS", "MODELS", "DATA", "CLUSTER")
 
@@ -110,30 +109,8 @@ def validate(constants: dict[str, Any]) -> None:
         raise UserError("HARD_TRACKS must be less than EPISODES: some of the tracks must be new")
     if len(SELECTION_TRACKS) < constants["EVAL_EPISODES"]:
         raise UserError(f"EVAL_EPISODES can be {len(SELECTION_TRACKS)} at most")
-    if len(EVOLUTION_TRACKS) < _first_track(constants, constants["GENERATIONS"] + 1):
+    if len(EVOLUTION_TRACKS) < first_track(constants, constants["GENERATIONS"] + 1):
         raise UserError(f"there are {len(EVOLUTION_TRACKS):,} track seeds: SEED, GENERATIONS or EPISODES is too large")
-
-
-def _first_track(constants: dict[str, Any], generation: int) -> int:
-    return (constants["SEED"] * 1_000_000 + generation) * constants["EPISODES"]
-
-
-def sample_tracks(constants: dict[str, Any], generation: int, record: dict[str, list]) -> np.ndarray:
-    """The tracks of a generation, (episodes,): new ones, and HARD_TRACKS of those with the lowest returns lately.
-
-    Most episodes go well before all do; then nearly every new track says nothing about how to lose the road less often
-    (prioritized level replay, Jiang et al. 2021). They come from the worst quarter of the last REPLAY_WINDOW
-    generations.
-    """
-    first = _first_track(constants, generation)
-    tracks = np.array(EVOLUTION_TRACKS[first : first + constants["EPISODES"]])
-    recent = (np.ravel(record[name][-REPLAY_WINDOW:]) for name in ("tracks", "track_returns"))
-    last_return = {int(track): returned for track, returned in zip(*recent)}
-    worst = sorted(last_return, key=lambda track: last_return[track])[: len(last_return) // 4]
-    hard = min(constants["HARD_TRACKS"], len(worst))
-    if hard:
-        tracks[:hard] = np.random.default_rng(first).choice(worst, hard, replace=False)
-    return tracks
 
 
 def initial_controller(settings: dict[str, Any], folder: Path, basis: np.ndarray) -> np.ndarray:
