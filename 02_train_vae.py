@@ -20,7 +20,7 @@ FRAMES_PER_EPOCH = 30_000  # a random share of all frames
 BATCH_SIZE = 100  # frames (paper's code: 100)
 LEARNING_RATE = 1e-3  # Adam's (paper's code: 1e-4, for many more steps)
 LEARNING_RATE_DECAY = 0.95  # factor of the learning rate from one epoch to the next
-KL_TOLERANCE: NonNegativeFloat = 0.5  # nats a latent that cost nothing (paper and tutorial: 0.5)
+KL_TOLERANCE: NonNegativeFloat = 0.5  # free bits: KL that costs nothing, in nats per latent (paper, tutorial: 0.5)
 SHUFFLE_BUFFER = 8_192  # frames that are shuffled at a time, 12 KB each: neighbours in a rollout look alike
 VALIDATION_FRAMES = 2_000  # at most, from held-out rollouts
 FINE_TUNE = False  # True: start from the weights in MODELS, on the rollouts that are there now
@@ -75,7 +75,7 @@ def main() -> None:
         print(f"{weights_path} is trained: {done} epochs. EPOCHS={2 * done} trains it further")
     else:
         print(f"{len(training_paths)} rollouts to learn from, {len(held_out)} held out; {done} of {EPOCHS} epochs done")
-        if not any(True for _ in rollouts.read_all(training_paths, skipped)):
+        if next(rollouts.read_all(training_paths, skipped), None) is None:
             raise UserError("none of the rollouts to learn from can be read: run 01_generate_data.py")
         vae.fit(
             training_batches(training_paths, done + 1, skipped),
@@ -84,7 +84,7 @@ def main() -> None:
             epochs=EPOCHS,
             validation_data=validation,
             callbacks=[keras.callbacks.LearningRateScheduler(learning_rate), run],
-            shuffle=False,  # they are
+            shuffle=False,  # already shuffled
             verbose=0,
         )
 

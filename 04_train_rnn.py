@@ -24,7 +24,7 @@ SEQUENCE_LENGTH = 50  # frames (tutorial: whole rollouts of 300). Six times as m
 LEARNING_RATE = 2e-3  # Adam's (paper and tutorial: 0.001)
 LEARNING_RATE_DECAY = 0.94  # factor of the learning rate from one epoch to the next
 GRADIENT_CLIP = 10.0  # maximal norm of the gradient; the loss is summed over 32 latents, so 10 cuts outliers only
-Z_NOISE = 0.25  # share of V's spread in the z that M learns on (paper: 1; in its dreams C shakes)
+Z_NOISE = 0.25  # share of V's spread in the z that M learns on (paper: 1; its dreams are too noisy to drive in)
 MIN_REWARD: NonPositiveFloat = -1.0  # points per frame; the reward is clipped there, or −100 would drown the rest
 VALIDATION_ROLLOUTS = 100  # at most, held out
 FINE_TUNE = False  # True: start from the weights in MODELS, on the series that is there now
@@ -101,12 +101,12 @@ def main() -> None:
             epochs=EPOCHS,
             validation_data=validation_data,
             callbacks=[keras.callbacks.LearningRateScheduler(learning_rate), run],
-            shuffle=False,  # they are
+            shuffle=False,  # already shuffled
             verbose=0,
         )
 
     weights.load(weights_path, rnn, vae=origin)
-    nll = {"M": run.best["val_nll"], **compare(rnn, series, train, validation, active)}
+    nll = {"M": run.best["val_nll"], **baseline_nll(rnn, series, train, validation, active)}
     print("\n".join(comparison_lines(nll, active)))
     draw_loss(run.history, nll)
     draw_dream(series, validation, vae, rnn)
@@ -141,13 +141,15 @@ def episode_batches(series: dict, episodes: np.ndarray) -> Iterator[dict]:
 
 
 def refuse_earlier_v(checkpoint: Path, weights_path: Path, origin: str) -> None:
-    """Raises `UserError` where an unfinished run belongs to a V that is gone."""
+    """Raises `UserError` where checkpoint and weights belong to another V; `restore` would name the data only."""
     both = checkpoint.exists() and weights_path.exists()
     if both and weights.check(weights_path).get("vae") != origin:
         raise UserError(f"{checkpoint} belongs to an earlier V: delete it, then this command trains a new M")
 
 
-def compare(rnn: MDNRNN, series: dict, train: np.ndarray, held_out: np.ndarray, active: np.ndarray) -> dict[str, float]:
+def baseline_nll(
+    rnn: MDNRNN, series: dict, train: np.ndarray, held_out: np.ndarray, active: np.ndarray
+) -> dict[str, float]:
     """What the next z costs without M, in nats per active latent, on the held-out episodes with M's noise in z."""
 
     def sequences(episodes):

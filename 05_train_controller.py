@@ -1,12 +1,12 @@
 """Step 8 of the tutorial: evolve C, the controller, on the real track.
 
 Reads   MODELS/vae.weights.h5, rnn.weights.h5 and dream_starts.npz, and the controller that INIT_FROM names
-Writes  MODELS/controller.weights.h5 (the best so far), DATA/controller.npz (the history; a run that was stopped
-        continues from it), DATA/controller.png (the curve)
+Writes  MODELS/controller.weights.h5 (the best so far of this run), DATA/controller.npz (the history; a run that was
+        stopped continues from it), DATA/controller.png (the curve)
 Takes   1½ hours for 200 generations on 2 cores; a controller that drives is there after 10 minutes
 
 CMA-ES draws POPULATION controllers of 867 numbers each around its mean. All of them drive the same EPISODES tracks. The
-better half moves the mean and shapes the distribution of the next generation. No gradients anywhere.
+better half moves the mean, and all of them shape the distribution of the next generation. No gradients anywhere.
 
 The 288 numbers that C sees are correlated. Once C drives, a search along their first 20 or 30 principal components
 (COMPONENTS, WHITEN), 63 or 93 numbers instead of 867, finds the rest sooner.
@@ -23,15 +23,15 @@ from pipeline.workers import worker_pool
 GENERATIONS = 200  # tutorial 200; paper 1,800
 POPULATION = 32  # controllers in a generation (tutorial 32; paper 64)
 EPISODES = 4  # that each of them drives, the same tracks for all (tutorial 4; paper 16)
-HARD_TRACKS: NonNegativeInt = 0  # of these tracks had low returns lately; half of them once C drives well
+HARD_TRACKS: NonNegativeInt = 0  # how many of EPISODES are recent tracks with low returns (half, once C drives)
 SIGMA = 0.1  # initial step size of CMA-ES; 0.04 once C drives
 DIAGONAL = False  # True: learn a variance for each number instead of a full covariance matrix
 COMPONENTS = 288  # principal components of what C sees that the search moves along; 288: all of them
 WHITEN = False  # True: scale the components to equal variance; slower from zero, better later
 FEATURES: Literal["zh", "z"] = "zh"  # what C sees: "zh" is z and h, "z" is V alone (paper: 906 with h, 632 without)
-MAX_IDLE_STEPS: NonNegativeInt = 100  # without a new tile end an episode, as if the car then stood still; 0: never
+MAX_IDLE_STEPS: NonNegativeInt = 100  # steps without a new tile before an episode is stopped; 0: never
 EVAL_EVERY = 10  # generations from one evaluation of the mean on the selection tracks to the next (tutorial 25)
-EVAL_EPISODES = 32  # of an evaluation, at most the 100 selection tracks (tutorial 100)
+EVAL_EPISODES = 32  # episodes in an evaluation, at most 100: the selection tracks (tutorial 100)
 # Where the search starts: zeros, or a controller in MODELS
 INIT_FROM: Literal["zero", "dream_controller", "controller"] = "zero"
 SEED: NonNegativeInt = 1  # of the search and of its tracks
@@ -44,7 +44,7 @@ DATA = "data"
 
 def main() -> None:
     """Evolve C in the real world."""
-    hide_gpu()  # here the weights are only looked at
+    hide_gpu()  # before TensorFlow is imported: the workers drive, on the processor
     from models import evolution
 
     evolution.validate(globals())

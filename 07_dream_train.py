@@ -21,17 +21,17 @@ from pipeline.workers import worker_pool
 GENERATIONS = 60  # tutorial 200; here a longer search overfits to the model's errors
 POPULATION = 32  # controllers in a generation
 EPISODES = 8  # dreams of each of them, the same for all
-HARD_TRACKS: NonNegativeInt = 4  # of these dreams had low returns lately
-MAX_DREAM_STEPS = 600  # of a dream: M's dreams get stranger the longer they last
+HARD_TRACKS: NonNegativeInt = 4  # how many of EPISODES are recent dreams with low returns
+MAX_DREAM_STEPS = 600  # length of a dream: the longer it lasts, the stranger it gets
 TEMPERATURE = 1.0  # of the dream: above 1 less certain, and harder to exploit (paper, section 4.3: 1.15 for Doom)
 SIGMA = 0.1  # initial step size of CMA-ES; smaller steps overfit to the model's errors
 DIAGONAL = False  # True: learn a variance for each number instead of a full covariance matrix
 COMPONENTS = 20  # principal components of what C sees that the search moves along; 288: all of them
 WHITEN = True  # True: scale the components to equal variance
 FEATURES: Literal["zh", "z"] = "zh"  # what C sees: "zh" is z and h, "z" is z alone
-MAX_IDLE_STEPS: NonNegativeInt = 100  # on the real track: without a new tile they end an episode; 0: never
+MAX_IDLE_STEPS: NonNegativeInt = 100  # steps without a new real tile before an episode is stopped; 0: never
 EVAL_EVERY = 20  # generations from one evaluation of the mean, in the dream and on the selection tracks, to the next
-EVAL_EPISODES = 16  # of an evaluation, at most the 100 selection tracks, and as many dreams
+EVAL_EPISODES = 16  # episodes in an evaluation, at most 100: the selection tracks, and as many dreams
 # Where the search starts: zeros, or a controller in MODELS
 INIT_FROM: Literal["zero", "dream_controller", "controller"] = "zero"
 SEED: NonNegativeInt = 1  # of the search and of the dreams
@@ -45,7 +45,7 @@ DATA = "data"
 
 def main() -> None:
     """Evolve C in the dream."""
-    hide_gpu()  # here the weights are only looked at
+    hide_gpu()  # before TensorFlow is imported: the workers drive, on the processor
     from models import evolution
 
     evolution.validate(globals())

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from models.car_racing import MAX_STEPS, CarRacing64
+from models.car_racing import CarRacing64
 
 import numpy as np
 
@@ -15,7 +15,7 @@ class Step(NamedTuple):
     z: np.ndarray  # float32 (32,)
     h: np.ndarray  # float32 (256,), before this frame's z and action
     action: np.ndarray  # float32 (3,)
-    reward: float
+    reward: float  # without what `max_idle_steps` charges at the end
     done: bool  # left the field or finished the lap
     final_obs: np.ndarray | None  # the frame after the last one, at the end of the episode
 
@@ -29,7 +29,7 @@ class Car:
 
     def reset(self, episode: int, track: int) -> np.ndarray:
         """Begin an episode; the first frame."""
-        self.episode, self.total, self.length, self.last_tile = episode, 0.0, 0, 0
+        self.episode, self.total, self.length, self.last_progress = episode, 0.0, 0, 0
         frame, _ = self.env.reset(seed=track)
         self.tiles = self.env.tile_visited_count
         return frame
@@ -41,9 +41,9 @@ class Car:
         self.total += reward
         self.length += 1
         if env.tile_visited_count > self.tiles:
-            self.tiles, self.last_tile = env.tile_visited_count, self.length
-        is_idle = self.max_idle_steps > 0 and self.length - self.last_tile >= self.max_idle_steps
+            self.tiles, self.last_progress = env.tile_visited_count, self.length
+        is_idle = self.max_idle_steps > 0 and self.length - self.last_progress >= self.max_idle_steps
         if is_idle and not (terminated or truncated):
-            self.total -= 0.1 * (MAX_STEPS - self.length)
+            self.total -= 0.1 * (self.max_steps - self.length)  # what standing still until the end would cost
         episode_over = terminated or truncated or is_idle or self.length >= self.max_steps
         return frame, reward, terminated or env.lap_finished, episode_over

@@ -62,7 +62,7 @@ class CMAES:
 
     @property
     def mean(self) -> np.ndarray:
-        """The mean of the distribution, (867,): the result of the search. Its best candidate was mostly lucky."""
+        """The mean of the distribution, (867,): the result of the search. A best candidate's fitness is mostly luck."""
         return self._controllers(self.cma.mean[None])[0]
 
     def _controllers(self, numbers: np.ndarray) -> np.ndarray:
@@ -97,14 +97,16 @@ def evaluate(workers: WorkerPool, name: str, parameters: np.ndarray, tracks: np.
     for share, _ in shares:
         returns = np.where(np.isnan(share), returns, share)
     if not np.isfinite(returns).all():
-        raise UserError(f"{np.sum(~np.isfinite(returns))} episodes have no finite return: this generation is discarded")
+        raise UserError(
+            f"{np.sum(~np.isfinite(returns))} episodes have no finite return: stopped; the same command repeats them"
+        )
     return returns.reshape(shape), int(sum(lengths.sum() for _, lengths in shares))
 
 
 def validate(constants: dict[str, Any]) -> None:
     """Raises `UserError` for constants of 05 and 07 that no search can have, before anything is loaded."""
     if constants["POPULATION"] < 4:
-        raise UserError("POPULATION must be at least 4: CMA-ES learns from the better half of it")
+        raise UserError("POPULATION must be at least 4")
     if constants["HARD_TRACKS"] >= constants["EPISODES"]:
         raise UserError("HARD_TRACKS must be less than EPISODES: some of the tracks must be new")
     if len(SELECTION_TRACKS) < constants["EVAL_EPISODES"]:
@@ -116,7 +118,8 @@ def validate(constants: dict[str, Any]) -> None:
 def initial_controller(settings: dict[str, Any], folder: Path, basis: np.ndarray) -> np.ndarray:
     """Where the search starts, (867,): zeros, or the controller in `folder` that INIT_FROM names.
 
-    Raises `UserError` where it is missing, of another V, or looks at more than `basis` can change.
+    It may be of an earlier M: the search then adapts it to the M of today. Raises `UserError` where it is missing, of
+    another V, or looks at more than `basis` can change.
     """
     name = settings["INIT_FROM"]
     if name == "zero":
@@ -158,7 +161,7 @@ class Evolution:
             self.record = new_record(initial_controller(self.settings, best_path.parent, basis), basis, worlds)
         names = ("POPULATION", "SIGMA", "SEED", "DIAGONAL")
         start = np.array(self.record["x0"]), np.array(self.record["basis"])
-        self.search = CMAES(*start, *(self.settings[name] for name in names))
+        self.es = CMAES(*start, *(self.settings[name] for name in names))
         self._replay()
 
     def _replay(self) -> None:
@@ -166,10 +169,10 @@ class Evolution:
         best = best_generation(self.record, self.worlds[0])
         for generation, fitness in enumerate([None, *self.record["fitness"]]):
             if fitness is not None:
-                self.search.ask()
-                self.search.tell(fitness)
+                self.es.ask()
+                self.es.tell(fitness)
             if generation == best and not self.best_path.exists():
-                weights.save_controller(self.best_path, self.search.mean, **self.origin)
+                weights.save_controller(self.best_path, self.es.mean, **self.origin)
 
     def run(self, generations: int) -> None:
         """Search until `generations` are done, printing a line for each."""
@@ -182,44 +185,45 @@ class Evolution:
         if done:
             print(f"continuing after generation {done} of {self.history_path}")
         if self.settings["INIT_FROM"] != "zero" and not self.record["eval_generation"]:
-            print(f"starting from the {self.settings['INIT_FROM'].replace('_', ' ')}:{self.score(0)}", flush=True)
+            note = self.evaluate_mean(0)
+            print(f"starting from the {self.settings['INIT_FROM'].replace('_', ' ')}:{note}", flush=True)
         start = time.monotonic()
         for generation in range(done + 1, generations + 1):
-            line = self.advance(generation, is_last=generation == generations)
+            line = self.run_generation(generation, is_last=generation == generations)
             left = (time.monotonic() - start) / (generation - done) * (generations - generation)
             print(f"generation {generation}/{generations}  {line}  {format_duration(left)} left", flush=True)
         if done >= generations:
             print(f"{done} generations are done: GENERATIONS={2 * done} continues")
         self._print_best()
 
-    def advance(self, generation: int, is_last: bool) -> str:
+    def run_generation(self, generation: int, is_last: bool) -> str:
         """One generation; returns what to say about it."""
         start = time.monotonic()
-        candidates = self.search.ask()
+        candidates = self.es.ask()
         tracks = sample_tracks(self.settings, generation, self.record)
         returns, steps = evaluate(self.workers, self.worlds[0], candidates, tracks)
         fitness = returns.mean(1)
-        self.search.tell(fitness)
+        self.es.tell(fitness)
         rate = steps / (time.monotonic() - start)
         row = {"fitness": fitness, "tracks": tracks, "track_returns": returns.mean(0)}
-        row |= {"sigma": self.search.sigma, "steps": steps}
+        row |= {"sigma": self.es.sigma, "steps": steps}
         for name, value in row.items():
             self.record[name].append(value)
         line = (
-            f"best {fitness.max():.0f}  mean {fitness.mean():.0f} ± {fitness.std():.0f}  σ {self.search.sigma:.3f}  "
+            f"best {fitness.max():.0f}  mean {fitness.mean():.0f} ± {fitness.std():.0f}  σ {self.es.sigma:.3f}  "
             f"{sum(self.record['steps']):,} steps  {rate:,.0f} steps/s"
         )
         if generation % self.settings["EVAL_EVERY"] == 0 or is_last:
-            line += self.score(generation)
+            line += self.evaluate_mean(generation)
             plot_history(self.history_path.with_suffix(".png"), self.record, self.worlds)
         self.record["seconds"].append(time.monotonic() - start)
         save_history(self.history_path, self.settings, self.record)
         return line
 
-    def score(self, generation: int) -> str:
+    def evaluate_mean(self, generation: int) -> str:
         """Evaluate the search's mean, keep it if it is the best so far; returns what to say about it."""
         seeds = np.array(SELECTION_TRACKS[: self.settings["EVAL_EPISODES"]])
-        mean, note = self.search.mean, ""
+        mean, note = self.es.mean, ""
         scores = {name: evaluate(self.workers, name, mean[None], seeds)[0][0] for name in self.worlds}
         self.record["eval_generation"].append(generation)
         for name, returns in scores.items():

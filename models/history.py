@@ -54,7 +54,7 @@ def load_history(path: Path, settings: dict[str, Any], worlds: tuple[str, ...]) 
     except (KeyError, ValueError, TypeError, AttributeError):
         raise UserError(f"{path} is not the history of a run: delete it and run {producer}") from None
     if any(found.get(name) != settings.get(name) for name in DERIVED_FROM):
-        raise UserError(f"{path} belongs to an earlier V or M: delete it and run {producer} again")
+        raise UserError(f"{path} was made with another V, M or dream starts: delete it and run {producer} again")
     changed = [name for name in settings if found.get(name) != settings[name]]
     if changed:
         changes = ", ".join(f"{name}: {found.get(name)} → {settings[name]}" for name in changed)

@@ -1,7 +1,7 @@
 """M, the memory: an LSTM that predicts the next z as a mixture of Gaussians, with the reward and the end.
 
-The paper's MDN-RNN (Ha & Schmidhuber 2018, section 2.2 and appendix A.2), 422,368 parameters, and beside it a reward
-head and a done head of one number each, which the dream needs (paper, section 4.1).
+The paper's MDN-RNN (Ha & Schmidhuber 2018, section 2.2 and appendix A.2), 422,368 parameters, and beside it a done
+head, as the paper has for Doom, and a reward head, as the tutorial has: the dream needs both.
 
     [z 32, action 3] ─ LSTM 256 ─ h ─┬─ dense 480: logits, mu, log sigma of 5 Gaussians for each of the 32 latents
                                      ├─ dense 1: the expected reward
@@ -70,9 +70,9 @@ class MDNRNN(keras.Model):
         return tf.zeros((n, HIDDEN_SIZE)), tf.zeros((n, HIDDEN_SIZE))
 
     def call(self, z: tf.Tensor, action: tf.Tensor) -> Prediction:
-        """Whole sequences from their start, for training: z (n, T, 32), action (n, T, 3) to a (n, T, …) `Prediction`.
+        """Sequences, each from a zero state, for training: z (n, T, 32), action (n, T, 3) to a (n, T, …) `Prediction`.
 
-        The same as T calls of `step`, each with the real z and action.
+        The same as T calls of `step`, each with the given z and action.
         """
         h = self.lstm(tf.concat([z, action], -1))
         return self._heads(h, self.mixture(h))
@@ -90,6 +90,7 @@ class MDNRNN(keras.Model):
             gates = matmul_bf16(tf.concat([z, action, h], -1), self._inference_kernels["lstm"])
         else:
             gates = tf.matmul(tf.concat([z, action], -1), cell.kernel) + tf.matmul(h, cell.recurrent_kernel)
+        # Keras's LSTM cell written out, for one product in bfloat16; a test compares it with the layer.
         i, f, g, o = tf.split(gates + cell.bias, 4, -1)
         c = tf.sigmoid(f) * c + tf.sigmoid(i) * tf.tanh(g)
         return tf.sigmoid(o) * tf.tanh(c), c
@@ -148,7 +149,7 @@ class MDNRNN(keras.Model):
         return mu + tf.exp(log_sigma) * tf.sqrt(temperature) * normal
 
     def cast_for_inference(self) -> None:
-        """For driving: keep the weights as they are now for `step` and `update_state`, in bfloat16 where that is fast.
+        """For dreams: `step`, `update_state` and `predict_next` use a bfloat16 copy of the weights where that is fast.
 
         Call it once after the weights are loaded and before a `tf.function` is traced. Twice as fast where the
         processor has bfloat16 (and nothing changes elsewhere); h differs by about 0.002.
@@ -185,8 +186,8 @@ class MDNRNN(keras.Model):
     def loss_terms(self, batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Means over the frames in the mask, in nats: of the next z, latent by latent (32,), the reward, and the end.
 
-        The reward's half squared error is the likelihood of a Gaussian of width 1, so M expects the mean reward. It is
-        clipped at `min_reward`: the −100 for leaving the field would drown the rest, and `done` says it already.
+        The reward's half squared error is the likelihood of a Gaussian of width 1, so M predicts the mean of the
+        reward, clipped at `min_reward`. The −100 for leaving the field would drown the rest.
         """
         z = self.noisy_z(batch["mu"], batch["logvar"], batch["seed"])
         prediction = self(z[:, :-1], batch["action"])

@@ -23,9 +23,8 @@ def first_track(constants: dict[str, Any], generation: int) -> int:
 def sample_tracks(constants: dict[str, Any], generation: int, record: dict[str, list]) -> np.ndarray:
     """The tracks of a generation, (episodes,): new ones, and HARD_TRACKS of those with the lowest returns lately.
 
-    Most episodes go well before all do; then nearly every new track says nothing about how to lose the road less often
-    (prioritized level replay, Jiang et al. 2021). They come from the worst quarter of the last REPLAY_WINDOW
-    generations.
+    Once most tracks go well, new ones say little. So some are replaced by tracks from the worst quarter of the last
+    REPLAY_WINDOW generations (prioritized level replay, Jiang et al. 2021).
     """
     first = first_track(constants, generation)
     tracks = np.array(EVOLUTION_TRACKS[first : first + constants["EPISODES"]])

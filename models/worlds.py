@@ -11,7 +11,7 @@ from models import controller
 from models.car_racing import MAX_STEPS, CarRacing64
 from models.episode import Car, Step
 from models.loading import build_models
-from models.loading import load as load
+from models.loading import load as load  # a name that others rely on
 from models.rnn import MDNRNN
 from models.sizes import ACTION_DIM, HIDDEN_SIZE, IMAGE_SHAPE, LATENT_DIM
 from models.vae import VAE
@@ -23,7 +23,7 @@ with suppress_stderr():
     import keras
     import tensorflow as tf
 
-NOISE_STEPS = 8  # that a disturbance of the action lasts
+NOISE_STEPS = 8  # steps for which one disturbance of the action is held
 
 
 class RealWorld:
@@ -54,12 +54,13 @@ class RealWorld:
         @tf.function(jit_compile=False)
         def observe(frames: tf.Tensor, controls: tf.Tensor, state: tf.Tensor) -> tf.Tensor:
             # What M remembers of the last frame, then what V sees in this one. h and c are zero at the start.
+            # controls: the actions, and 0 at a car's first frame; state: z, h and c side by side.
             actions, started = tf.split(controls, [ACTION_DIM, 1], 1)
             z, h, c = tf.split(state, [LATENT_DIM, HIDDEN_SIZE, HIDDEN_SIZE], 1)
             with keras.StatelessScope(constant_weights):
                 h, c = rnn.update_state(z, actions, (h, c))
-                z, _ = vae.encode(frames)
-            return tf.concat([z, h * started, c * started], 1)
+                mu, _ = vae.encode(frames)  # C sees V's mean
+            return tf.concat([mu, h * started, c * started], 1)
 
         # A concrete function of few arguments: calling it takes a third of the time.
         self._observe = observe.get_concrete_function(
@@ -81,8 +82,8 @@ class RealWorld:
 
         Returns the returns, float64 (n,), and the lengths in steps, int64 (n,). `on_step` gets every step of every car.
         `noise` (n,) is the standard deviation of what is added to each episode's actions, drawn from its track's seed.
-        `episodes` are the rows to drive, by default all, and no more than `max_parallel` at a time; the returns of the
-        others are NaN.
+        `episodes` are the rows to drive, by default all; the returns of the others are NaN. It is consumed one by one:
+        all workers draw from one counter, and `max_parallel` keeps one of them from taking everything first.
         """
         n, num_envs = len(tracks), len(self.envs)
         returns, lengths = np.full(n, np.nan), np.zeros(n, np.int64)
@@ -114,7 +115,7 @@ class RealWorld:
             for slot, car in enumerate(cars):
                 if car.episode is None:
                     continue
-                action = controls[slot, :-1]
+                action = controls[slot, :-1]  # a view: M sees the disturbed action too
                 if noise is not None:
                     action[:] = np.clip(action + next(disturbances[slot]), (-1, 0, 0), (1, 1, 1))
                 frame, reward, done, episode_over = car.step(action)
@@ -143,8 +144,9 @@ class DreamWorld:
 
     A dream starts where a real rollout was: the `starts` are windows of real frames, `mu` (n, k, 32) and `action`
     (n, k, 3), that warm M up. Which one, and all the noise, is decided by the track seed, so every candidate that
-    dreams of a track has the same noise. The reward is M's expectation, the end a draw from its probability;
-    a dream is over after `max_steps` at the latest. `num_envs` dream at once, in one compiled loop.
+    dreams of a track has the same noise. The reward is M's expectation (of a reward that was
+    clipped, so leaving the field costs a dream only what would have followed), the end a draw from its probability; a
+    dream is over after `max_steps` at the latest. `num_envs` dream at once, in one compiled loop.
     """
 
     def __init__(
@@ -212,9 +214,10 @@ class DreamWorld:
         return returns, lengths
 
     def _report(self, on_step: Callable[[Step], None], episode: int, steps: np.ndarray) -> None:
+        ended_early = len(steps) < self.max_steps
         for t, step in enumerate(steps):
             z, h, action, (reward,) = np.split(step, np.cumsum((LATENT_DIM, HIDDEN_SIZE, ACTION_DIM)))
-            done = t + 1 == len(steps) < self.max_steps
+            done = ended_early and t == len(steps) - 1
             on_step(Step(episode, None, z, h, action, float(reward), done, None))
 
     def _dream_noise(self, track: int) -> tuple[int, np.ndarray]:
@@ -241,6 +244,6 @@ def make_dream_world(
     max_idle_steps: int,
 ) -> dict[str, DreamWorld | RealWorld]:
     """What a worker of 07 works with: the dream to learn in, and the real world to see how far that carries."""
-    _, rnn = build_models(models)
+    _, rnn = build_models(models)  # an M of its own: the dream casts it, the real world does not
     dream = DreamWorld(rnn, starts, dream_envs, temperature, max_dream_steps)
     return {"dream": dream, **make_real_world(models, num_envs, max_idle_steps)}

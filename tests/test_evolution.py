@@ -335,7 +335,7 @@ def test_tracks_that_went_badly_are_driven_again(tmp_path):
         ({"constants": {"POPULATION": 9, "SEED": 4}}, "POPULATION: 8 → 9, SEED: 3 → 4"),
         ({"constants": {"DIAGONAL": False}}, "DIAGONAL: True → False"),
         ({"constants": {"SCRIPT": "07_dream_train.py"}}, "SCRIPT: 05_train_controller.py"),
-        ({"origin": {"vae": "89ab", "rnn": "4567"}}, "belongs to an earlier V or M: delete it"),
+        ({"origin": {"vae": "89ab", "rnn": "4567"}}, "was made with another V, M or dream starts: delete it"),
         ({"eval_episodes": 6}, "EVAL_EPISODES: 5 → 6"),
         ({"eval_every": 3}, "EVAL_EVERY: 2 → 3"),
     ],
