@@ -14,7 +14,7 @@ from pipeline.workers import WorkerPool
 
 import numpy as np
 
-CARS = 32
+NUM_ENVS = 32
 WORKERS = os.cpu_count()
 MODELS = "models"
 DATA = "data"
@@ -26,8 +26,8 @@ def main() -> None:
 
     score = load_npz(Path(DATA) / "score.npz", "06_visualise.py EPISODES=100")
     _, _, parameters = worlds.load(MODELS, str(score["controller"]))
-    with WorkerPool(WORKERS, worlds.prepare_real, MODELS, CARS, 0) as workers:
-        ours = evolution.drive_all(workers, "real", parameters[None], score["tracks"])[0][0]
+    with WorkerPool(WORKERS, worlds.make_real_world, MODELS, NUM_ENVS, 0) as workers:
+        ours = evolution.evaluate(workers, "real", parameters[None], score["tracks"])[0][0]
     gyms = score["agent"]
     difference = ours - gyms
     error = difference.std(ddof=1) / np.sqrt(len(difference))
