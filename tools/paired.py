@@ -14,7 +14,7 @@ from pipeline.workers import WorkerPool
 
 import numpy as np
 
-CARS = 32
+NUM_ENVS = 32
 WORKERS = os.cpu_count()
 MODELS = "models"
 DATA = "data"
@@ -25,8 +25,8 @@ def main() -> None:
     from models import evolution, loading, worlds
 
     score = load_npz(Path(DATA) / "score.npz", "06_visualise.py EPISODES=100")
-    vae, rnn, parameters = worlds.load(MODELS, str(score["controller"]))
-    with WorkerPool(WORKERS, worlds.make_real_world, loading.get_weights(vae, rnn), CARS, 0) as workers:
+    vae, rnn, parameters = loading.load(MODELS, str(score["controller"]))
+    with WorkerPool(WORKERS, worlds.make_real_world, loading.get_weights(vae, rnn), NUM_ENVS, 0) as workers:
         ours = evolution.evaluate(workers, "real", parameters[None], score["tracks"])[0][0]
     gyms = score["agent"]
     difference = ours - gyms
