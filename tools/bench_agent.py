@@ -83,7 +83,8 @@ def make_world(folder: str) -> dict:
     """A worker's world with the shipped V and M."""
     from models import worlds
 
-    return worlds.make_real_world(folder, NUM_ENVS, 0)
+    vae, rnn = loading.load_models(folder)
+    return worlds.make_real_world(loading.get_weights(vae, rnn), NUM_ENVS, 0)
 
 
 def drive_world() -> list[float]:
@@ -105,12 +106,12 @@ def drive_world() -> list[float]:
 def bench_agent() -> None:
     """The tutorial's way with as many processes as we have workers, RealWorld, and what V allows."""
     with WorkerPool(CORES, make_tutorials_way, TRAINED) as workers:
-        workers.run_on_all(drive_tutorials_way, 5)
-        rates = [sum(workers.run_on_all(drive_tutorials_way, 50)) for _ in range(3)]
+        workers.run_on_all(drive_tutorials_way, CORES, 5)
+        rates = [sum(workers.run_on_all(drive_tutorials_way, CORES, 50)) for _ in range(3)]
     base = row(f"the tutorial's way to drive: {CORES} processes, a car and `predict` for each frame in each", rates)
     row(f"`RealWorld`, the shipped controller: {CORES} workers, {NUM_ENVS} cars in each", drive_world(), base)
     with WorkerPool(CORES, make_matrix_product, TRAINED) as workers:
-        rates = [sum(workers.run_on_all(multiply_matrices)) for _ in range(5)]
+        rates = [sum(workers.run_on_all(multiply_matrices, CORES)) for _ in range(5)]
     row("V's arithmetic alone at the rate of a matrix product here: the limit", rates, base)
     if isa() in ("AMX", "AVX-512"):
         os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"  # the workers inherit it
