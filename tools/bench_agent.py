@@ -81,7 +81,7 @@ def multiply_matrices(rate: Callable[[], float], indices: Iterator[int]) -> floa
 
 def make_world(folder: str) -> dict:
     """A worker's world with the shipped V and M."""
-    from models import worlds
+    from models import loading, worlds
 
     vae, rnn = loading.load_models(folder)
     return worlds.make_real_world(loading.get_weights(vae, rnn), NUM_ENVS, 0)
