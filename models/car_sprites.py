@@ -36,7 +36,8 @@ def draw_car(picture: np.ndarray, car: car_dynamics.Car, frame: int) -> None:
     transmittance, colour = _body(frame, rolls[2], rolls[3])
     coverage, highlight = _front_wheels(_nearest(frame), *steers, rolls[0], rolls[1])
     box = picture[_BOX]
-    np.copyto(box, box * (transmittance - coverage) + (colour + highlight), casting="unsafe")
+    ground = cv2.multiply(box, cv2.subtract(transmittance, coverage), scale=1 / 255)
+    cv2.add(ground, cv2.add(colour, highlight), box)
 
 
 def _nearest(frame: int) -> int:
@@ -46,13 +47,14 @@ def _nearest(frame: int) -> int:
 
 @lru_cache(maxsize=4_000)
 def _body(frame: int, left_roll: int, right_roll: int) -> tuple[np.ndarray, np.ndarray]:
-    """The hull and the rear wheels: the share of the ground that shows past them, (10, 6, 1), and their colour."""
+    """The hull and the rear wheels: how much of the ground shows past them (0 to 255), and their colour.
+
+    uint8 (10, 6, 3) each, as for the wheels.
+    """
     hull = _hull(frame)
-    colour = hull * np.array((204 - ROUNDING_OFFSET, 0, 0), np.float32) + np.float32(0.5)  # so that uint8 rounds
-    for wheel, roll in ((2, left_roll), (3, right_roll)):
-        coverage, highlight = _wheel(_nearest(frame), wheel, 0, roll)
-        hull, colour = hull + coverage, colour + highlight
-    return 1 - hull, colour
+    left, right = _wheel(_nearest(frame), 2, 0, left_roll), _wheel(_nearest(frame), 3, 0, right_roll)
+    colour = hull * (204 - ROUNDING_OFFSET, 0, 0) + left[1] + right[1]
+    return _to_bytes(255 * (1 - hull - left[0] - right[0])), _to_bytes(colour)
 
 
 @lru_cache(maxsize=100)
@@ -64,13 +66,18 @@ def _hull(frame: int) -> np.ndarray:
 def _front_wheels(
     frame: int, left_steer: int, right_steer: int, left_roll: int, right_roll: int
 ) -> tuple[np.ndarray, np.ndarray]:
+    """How much of the ground the front wheels hide beside the hull, and the light of their white patches."""
     left, right = _wheel(frame, 0, left_steer, left_roll), _wheel(frame, 1, right_steer, right_roll)
-    return left[0] + right[0], left[1] + right[1]
+    return _to_bytes(255 * (left[0] + right[0])), _to_bytes(left[1] + right[1])
+
+
+def _to_bytes(values: np.ndarray) -> np.ndarray:
+    return np.broadcast_to(values.clip(0, 255) + 0.5, (*values.shape[:2], 3)).astype(np.uint8)
 
 
 @lru_cache(maxsize=10_000)
 def _wheel(frame: int, wheel: int, steer_step: int, roll_step: int) -> tuple[np.ndarray, np.ndarray]:
-    """The ground that a wheel hides beside the hull, (10, 6, 1), and its white patch's light; (10, 6, 1) too."""
+    """The share of the ground that a wheel hides, and its white patch's light: float32 (10, 6, 1) each."""
     drawn = _drawn_by_gym(frame, wheel, steer_step / _PER_RADIAN, (roll_step + 0.5) * 2 * math.pi / _PHASES)
     patch = drawn[..., 1] == 77
     black = drawn[..., 0] + drawn[..., 1] == 0
@@ -121,23 +128,38 @@ def draw_bar(picture: np.ndarray, car: car_dynamics.Car, score: float) -> None:
     hull, wheels, floor = car.hull, car.wheels, math.floor
     velocity = hull.linearVelocity
     vx, vy = velocity.x, velocity.y
-    add = cv2.add  # not past 255: the wheels' gauges touch each other
-    add(bar, _gauge("speed", floor(_GAUGE_PIXELS["speed"] * math.sqrt(vx * vx + vy * vy))), bar)
-    add(bar, _gauge("steering", floor(_GAUGE_PIXELS["steering"] * wheels[0].joint.angle)), bar)
-    add(bar, _gauge("turning", floor(_GAUGE_PIXELS["turning"] * hull.angularVelocity)), bar)
-    for axle in (0, 2):
-        left, right = wheels[axle].omega, wheels[axle + 1].omega
-        add(bar, _spin(axle, floor(_WHEEL_PIXELS * left), floor(_WHEEL_PIXELS * right)), bar)
+    spins = [floor(_WHEEL_PIXELS * wheel.omega) for wheel in wheels]
+    for columns, sprite in (
+        _gauge("speed", floor(_GAUGE_PIXELS["speed"] * math.sqrt(vx * vx + vy * vy))),
+        _gauge("steering", floor(_GAUGE_PIXELS["steering"] * wheels[0].joint.angle)),
+        _gauge("turning", floor(_GAUGE_PIXELS["turning"] * hull.angularVelocity)),
+        _spin(0, spins[0], spins[1]),
+        _spin(2, spins[2], spins[3]),
+    ):
+        part = bar[:, columns]
+        cv2.add(part, sprite, part)  # not past 255: the wheels' gauges touch each other
 
 
 @lru_cache(maxsize=5_000)
-def _spin(axle: int, left: int, right: int) -> np.ndarray:
-    """The bar with the gauges of an axle's two wheels, 0 or 2."""
-    return cv2.add(_gauge(axle, left), _gauge(axle + 1, right))
+def _spin(axle: int, left: int, right: int) -> tuple[slice, np.ndarray]:
+    """The gauges of the two wheels of an axle, 0 or 2."""
+    return _cropped(cv2.add(_bar_with(axle, left), _bar_with(axle + 1, right)))
 
 
 @lru_cache(maxsize=5_000)
-def _gauge(gauge: str | int, pixels: int) -> np.ndarray:
+def _gauge(gauge: str, pixels: int) -> tuple[slice, np.ndarray]:
+    """A gauge: the columns of the bar that it is in, and these columns, uint8 (8, n, 3)."""
+    return _cropped(_bar_with(gauge, pixels))
+
+
+def _cropped(bar: np.ndarray) -> tuple[slice, np.ndarray]:
+    lit = np.flatnonzero(bar.any((0, 2)))
+    columns = slice(lit[0], lit[-1] + 1) if lit.size else slice(0, 1)
+    return columns, bar[:, columns].copy()
+
+
+@lru_cache(maxsize=1_000)
+def _bar_with(gauge: str | int, pixels: int) -> np.ndarray:
     """The bar with one gauge alone (a number is a wheel's), as gym draws it: uint8 (8, 64, 3)."""
     value = (pixels + 1e-3) / _GAUGE_PIXELS.get(gauge, _WHEEL_PIXELS) if pixels else 0.0
     spin = [value if gauge == i else 0.0 for i in range(4)]
