@@ -68,8 +68,8 @@ def test_a_generation_is_the_same_as_with_processes(two_nodes, untrained):
     models = worlds.get_weights(*worlds.load_models(untrained))
     parameters = np.random.default_rng(1).normal(0, 0.1, (3, controller.PARAMETERS))
     found = []
-    for address in ("", two_nodes.address):
-        with worker_pool(address, 2, worlds.prepare_real, models, 5, 15) as workers:
+    for address, count in (("", 1), (two_nodes.address, 2)):
+        with worker_pool(address, count, worlds.prepare_real, models, 5, 15) as workers:
             found.append(evolution.drive_all(workers, "real", parameters, np.array([3000, 3001])))
     assert found[0][0].tobytes() == found[1][0].tobytes()
     assert found[0][1] == found[1][1]
@@ -124,7 +124,7 @@ def test_an_actor_that_cannot_start_is_one_line(two_nodes):
 def test_other_packages_on_a_node_are_one_line():
     host = {name: metadata.version(name) for name in cluster.PACKAGES} | {"node": "10.0.0.2"}
     cluster.compare_packages(host)
-    with pytest.raises(UserError, match="node 10.0.0.2 has numpy 0.1, this machine"):
+    with pytest.raises(UserError, match=r"node 10\.0\.0\.2 has numpy 0\.1, this machine"):
         cluster.compare_packages(host | {"numpy": "0.1"})
 
 
