@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import UserError
+from pipeline.files import suppress_stderr
 from pipeline.workers import RETRIES
 
 ROOT = Path(__file__).parent.parent
@@ -317,12 +318,17 @@ def connect(cluster: str) -> None:
             copy.parent.mkdir(exist_ok=True)
             shutil.copy(path, copy)
         try:
-            ray.init(
-                address="auto" if cluster == "auto" else f"{host}:{port}",
-                runtime_env={"working_dir": folder},
-                log_to_driver=False,
-                logging_level="error",
-            )
+            with suppress_stderr():
+                ray.init(
+                    address="auto" if cluster == "auto" else f"{host}:{port}",
+                    runtime_env={"working_dir": folder},
+                    log_to_driver=False,
+                    logging_level="error",
+                )
         except Exception as error:  # Ray has many for a cluster that it can't use
-            raise UserError(f"CLUSTER={cluster}: {' '.join(str(error).split())[:300]}") from None
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"CLUSTER={cluster}: {reason} (does it run on this machine too, with the same Ray, and does it ask for "
+                "a token? see docs/cluster.md)"
+            ) from None
     signal.signal(signal.SIGTERM, handler)  # Ray sets its own

@@ -9,7 +9,7 @@ import socket
 import time
 from importlib import metadata
 
-from models import controller, evolution, worlds
+from models import controller, evolution, loading, worlds
 from pipeline import UserError
 from pipeline.workers import worker_pool
 from tests.conftest import refused, run_script
