@@ -216,7 +216,7 @@ class ActorPool:
             done, _ = ray.wait([*running, *self.starting], timeout=PATIENCE)
             if done or self.ready:
                 return done
-            print(f"No CPU of the cluster is free ({cpus()} CPUs in all): waiting for one.", flush=True)
+            print(f"No actor is up yet (the cluster has {cpus()} CPUs): waiting for a free one.", flush=True)
 
     def _grow(self, jobs: int) -> None:
         """Start actors while there are fewer than there should be, but not more than there are jobs."""
