@@ -5,6 +5,7 @@ once, and the code of this project. docs/cluster.md says how a cluster is starte
 """
 
 import itertools
+import logging
 import os
 import shutil
 import signal
@@ -221,7 +222,7 @@ class ActorPool:
     def _grow(self, jobs: int) -> None:
         """Start actors while there are fewer than there should be, but not more than there are jobs."""
         for _ in range(min(self.count, jobs) - len(self.ready) - len(self.starting)):
-            actor = ray.remote(num_cpus=1)(Worker).remote()
+            actor: Any = ray.remote(num_cpus=1)(Worker).remote()
             self.starting[actor.start.remote(PACKAGES, self.initializer)] = actor
 
     def _started(self, future: "ray.ObjectRef") -> None:
@@ -256,7 +257,8 @@ class ActorPool:
 
     def _start_indices(self) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.indices = ray.remote(num_cpus=0, scheduling_strategy=here)(Indices).remote()
+        actor: Any = ray.remote(Indices)
+        self.indices = actor.options(num_cpus=0, scheduling_strategy=here).remote()
 
     def close(self) -> None:
         """End the actors."""
@@ -323,7 +325,7 @@ def connect(cluster: str) -> None:
                     address="auto" if cluster == "auto" else f"{host}:{port}",
                     runtime_env={"working_dir": folder},
                     log_to_driver=False,
-                    logging_level="error",
+                    logging_level=logging.ERROR,
                 )
         except Exception as error:  # Ray has many for a cluster that it can't use
             reason = " ".join(str(error).split())[:300]

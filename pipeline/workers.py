@@ -83,13 +83,13 @@ class WorkerPool:
 
     def imap_unordered(self, task: Callable, items: Iterable) -> Iterator:
         """Call `task(prepared, item)` for every item, on whichever worker is free; yields results as they come."""
-        todo, attempt, task = list(items), 0, cloudpickle.dumps(task)
+        todo, attempt, pickled = list(items), 0, cloudpickle.dumps(task)
         while todo:
             running: dict[Future, Any] = {}
             try:
                 while todo or running:
                     while todo and len(running) < 2 * self.count:
-                        future = self.pool.submit(_run_item, task, todo[0])
+                        future = self.pool.submit(_run_item, pickled, todo[0])
                         running[future] = todo.pop(0)  # only now: a broken pool takes no task
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         result = future.result()
