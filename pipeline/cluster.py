@@ -57,7 +57,7 @@ class Indices:
         """
         if share < self.first_share or share in self.lost:
             return []
-        count = min(len(self.left), 1 + len(self.left) // (4 * self.workers))
+        count = min(len(self.left), 1 + len(self.left) // (2 * self.workers))
         claimed = [self.left.popleft() for _ in range(count)]
         self.claimed.setdefault(share, []).extend(claimed)
         return claimed
