@@ -23,6 +23,7 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 SIZES = (4, 8, 16, 32)  # NUM_ENVS that are measured
 EPISODES = 64  # whose lengths are measured
+STEPS = 150  # that are timed
 GENERATIONS = {"paper, 64 controllers × 16 tracks": 1024, "05, 32 controllers × 4 tracks": 128}
 ACTORS = (2, 4, 8, 16, 32, 64, 128, 256)
 LONGEST = 6.0  # seconds that a simulated generation takes with less than 64 actors at most: time runs faster
@@ -35,39 +36,44 @@ def prepare_worker(models: tuple, parameters: np.ndarray) -> tuple:
     return loading.build_models(models), parameters
 
 
-def drive_tracks(prepared: tuple, item: tuple) -> tuple[np.ndarray, float]:
-    """The lengths of some episodes, `max_parallel` at a time, in a world of `num_envs`; the seconds that all took."""
+def drive_tracks(prepared: tuple, tracks: np.ndarray) -> np.ndarray:
+    """The lengths of episodes on these tracks."""
     from models import worlds
 
     (vae, rnn), parameters = prepared
-    tracks, num_envs, max_parallel, max_steps = item
-    world = worlds.RealWorld(vae, rnn, num_envs, max_steps=max_steps)
-    drive = np.tile(parameters, (len(tracks), 1)), tracks
-    world.drive(*drive, max_parallel=max_parallel) if max_steps < 1000 else None  # compiles, renders the tracks
-    start = time.perf_counter()
-    _, lengths = world.drive(*drive, max_parallel=max_parallel)
-    return lengths, time.perf_counter() - start
+    return worlds.RealWorld(vae, rnn, 32).drive(np.tile(parameters, (len(tracks), 1)), tracks)[1]
+
+
+def time_step(prepared: tuple, item: tuple[int, int]) -> float:
+    """Seconds of a step of so many cars in a world of `num_envs`. The least of five: whatever disturbs adds to it."""
+    from models import worlds
+
+    (vae, rnn), parameters = prepared
+    num_envs, cars = item
+    world = worlds.RealWorld(vae, rnn, num_envs, max_steps=STEPS)
+    taken = []
+    for _ in range(6):  # the first one compiles, and renders the tracks
+        start = time.perf_counter()
+        world.drive(np.tile(parameters, (cars, 1)), np.array(SELECTION_TRACKS[:cars]))
+        taken.append((time.perf_counter() - start) / STEPS)
+    return min(taken[1:])
 
 
 def measure_lengths(worker) -> np.ndarray:
     """The lengths of episodes of the shipped controller, in frames."""
-    tracks = np.array(SELECTION_TRACKS[:EPISODES])
-    return np.concatenate([n for n, _ in worker.imap_unordered(drive_tracks, [(tracks, 32, 32, 1000)])])
+    return np.concatenate(list(worker.imap_unordered(drive_tracks, [np.array(SELECTION_TRACKS[:EPISODES])])))
 
 
 def measure_steps(worker) -> np.ndarray:
     """For each of SIZES the seconds of a step, (sizes, 2): for the batch, and for each car that drives.
 
-    The least of three: whatever disturbs makes it longer. One worker alone: two on a machine share its caches.
+    One worker alone: two on a machine share its caches.
     """
     steps = []
     for size in SIZES:
-        seconds = {}
-        for cars in (size // 2, size):
-            items = [(np.array(SELECTION_TRACKS[:cars]), size, cars, 60)] * 3
-            seconds[cars] = min(taken for _, taken in worker.imap_unordered(drive_tracks, items)) / 60
-        each = (seconds[size] - seconds[size // 2]) / (size - size // 2)
-        steps.append((seconds[size] - size * each, each))
+        one, all_of_them = (next(worker.imap_unordered(time_step, [(size, cars)])) for cars in (1, size))
+        each = (all_of_them - one) / (size - 1)
+        steps.append((one - each, each))
     return np.array(steps)
 
 
