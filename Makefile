@@ -18,7 +18,7 @@ export KERAS_HOME := $(CURDIR)/.venv/keras
 export PYTHONUNBUFFERED := 1
 unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH
 
-.PHONY: all help setup demo train dream test bench chaos lint clean clean-trained
+.PHONY: all help setup cluster demo train dream test bench chaos lint clean clean-trained
 
 all: setup help
 
@@ -31,11 +31,15 @@ help:
 	@echo 'make chaos   what happens when a run is killed, the disk is full, a file is broken'
 	@echo 'make lint    ruff, and mypy on models/ and pipeline/'
 	@echo 'make setup   only builds .venv; the others build it too where it is missing (PYTHON=python3.13 chooses one)'
+	@echo 'make cluster adds Ray to .venv, to work on more than one machine (docs/cluster.md)'
 	@echo 'make clean   removes .venv and caches; keeps data and trained weights'
 	@echo 'make clean-trained   removes data/ and your weights in models/, and lists them; keeps models/trained/'
 
 setup:
 	@sh tools/setup.sh
+
+cluster: setup
+	@$(PY) -m pip install -q -r requirements-cluster.txt
 
 # Starts from nothing each time: M and C of an earlier demo do not fit a newly trained V.
 demo: setup

@@ -5,6 +5,7 @@ once, and the code of this project. docs/cluster.md says how a cluster is starte
 """
 
 import itertools
+import logging
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import UserError
+from pipeline.files import suppress_stderr
 from pipeline.workers import RETRIES
 
 ROOT = Path(__file__).parent.parent
@@ -55,7 +57,7 @@ class Indices:
         """
         if share < self.first_share or share in self.lost:
             return []
-        count = min(len(self.left), 1 + len(self.left) // (4 * self.workers))
+        count = min(len(self.left), 1 + len(self.left) // (2 * self.workers))
         claimed = [self.left.popleft() for _ in range(count)]
         self.claimed.setdefault(share, []).extend(claimed)
         return claimed
@@ -215,12 +217,12 @@ class ActorPool:
             done, _ = ray.wait([*running, *self.starting], timeout=PATIENCE)
             if done or self.ready:
                 return done
-            print(f"No CPU of the cluster is free ({cpus()} CPUs in all): waiting for one.", flush=True)
+            print(f"No actor is up yet (the cluster has {cpus()} CPUs): waiting for a free one.", flush=True)
 
     def _grow(self, jobs: int) -> None:
         """Start actors while there are fewer than there should be, but not more than there are jobs."""
         for _ in range(min(self.count, jobs) - len(self.ready) - len(self.starting)):
-            actor = ray.remote(num_cpus=1)(Worker).remote()
+            actor: Any = ray.remote(num_cpus=1)(Worker).remote()
             self.starting[actor.start.remote(PACKAGES, self.initializer)] = actor
 
     def _started(self, future: "ray.ObjectRef") -> None:
@@ -255,7 +257,8 @@ class ActorPool:
 
     def _start_indices(self) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.indices = ray.remote(num_cpus=0, scheduling_strategy=here)(Indices).remote()
+        actor: Any = ray.remote(Indices)
+        self.indices = actor.options(num_cpus=0, scheduling_strategy=here).remote()
 
     def close(self) -> None:
         """End the actors."""
@@ -317,12 +320,17 @@ def connect(cluster: str) -> None:
             copy.parent.mkdir(exist_ok=True)
             shutil.copy(path, copy)
         try:
-            ray.init(
-                address="auto" if cluster == "auto" else f"{host}:{port}",
-                runtime_env={"working_dir": folder},
-                log_to_driver=False,
-                logging_level="error",
-            )
+            with suppress_stderr():
+                ray.init(
+                    address="auto" if cluster == "auto" else f"{host}:{port}",
+                    runtime_env={"working_dir": folder},
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
         except Exception as error:  # Ray has many for a cluster that it can't use
-            raise UserError(f"CLUSTER={cluster}: {' '.join(str(error).split())[:300]}") from None
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"CLUSTER={cluster}: {reason} (does it run on this machine too, with the same Ray, and does it ask for "
+                "a token? see docs/cluster.md)"
+            ) from None
     signal.signal(signal.SIGTERM, handler)  # Ray sets its own

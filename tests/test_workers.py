@@ -87,7 +87,9 @@ def test_every_item_comes_back(two):
 
 
 def test_workers_have_one_thread_and_no_gpu(two):
-    found = set(two.imap_unordered(process, range(12)))
+    found, end = set(), time.monotonic() + 60
+    while len(found) < 2 and time.monotonic() < end:  # one of them may still be starting
+        found |= set(two.imap_unordered(process, range(12)))
     assert len(found) == 2
     assert os.getpid() not in {pid for pid, _, _ in found}
     assert {rest for _, *rest in found for rest in [tuple(rest)]} == {("-1", "1")}

@@ -123,11 +123,8 @@ class ClusterCases:
                     2,
                     lambda script=script, how=how: self.stopped_driver(script, how),
                 )
-        case(
-            "05 on a cluster loses who counts",
-            1,
-            lambda: self.killed_actor(tools.EVOLVE, b"ray::Indices", "starts again"),
-        )
+        counter = b"ray::Indices"
+        case("05 on a cluster loses its counter", 1, lambda: self.killed_actor(tools.EVOLVE, counter, "starts again"))
 
 
 def run(chaos, tools) -> None:

@@ -9,6 +9,7 @@ import sys
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Ray's name for: stay on 127.0.0.1
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would let everything else on this machine go first
 MEMORY = 100 * 2**20  # bytes of each node's object store: the weights are 20 MB
 
 

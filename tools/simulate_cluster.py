@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from models.tracks import SELECTION_TRACKS
+from pipeline.files import load_npz, save_npz
 from pipeline.workers import WorkerPool, worker_pool
 from tools.local_cluster import LocalCluster
 
@@ -22,9 +23,10 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 SIZES = (4, 8, 16, 32)  # NUM_ENVS that are measured
 EPISODES = 64  # whose lengths are measured
+STEPS = 150  # that are timed
 GENERATIONS = {"paper, 64 controllers × 16 tracks": 1024, "05, 32 controllers × 4 tracks": 128}
 ACTORS = (2, 4, 8, 16, 32, 64, 128, 256)
-LONGEST = 12.0  # seconds that a simulated generation takes at most: with few actors, time runs faster
+LONGEST = 6.0  # seconds that a simulated generation takes with less than 64 actors at most: time runs faster
 
 
 def prepare_worker(models: tuple, parameters: np.ndarray) -> tuple:
@@ -34,44 +36,58 @@ def prepare_worker(models: tuple, parameters: np.ndarray) -> tuple:
     return loading.build_models(models), parameters
 
 
-def drive_tracks(prepared: tuple, item: tuple) -> tuple[np.ndarray, float]:
-    """The lengths of some episodes with so many cars, so many of them at once, and the seconds that all took."""
+def drive_tracks(prepared: tuple, tracks: np.ndarray) -> np.ndarray:
+    """The lengths of episodes on these tracks."""
     from models import worlds
 
     (vae, rnn), parameters = prepared
-    tracks, cars, at_once, frames = item
-    world = worlds.RealWorld(vae, rnn, cars, max_steps=frames)
-    world.drive(parameters[None], tracks[:1])  # compiles, renders a track
-    start = time.perf_counter()
-    _, lengths = world.drive(np.tile(parameters, (len(tracks), 1)), tracks, at_once=at_once)
-    return lengths, time.perf_counter() - start
+    return worlds.RealWorld(vae, rnn, 32).drive(np.tile(parameters, (len(tracks), 1)), tracks)[1]
 
 
-def measure() -> tuple[np.ndarray, dict[int, tuple[float, float]]]:
-    """The lengths of episodes in frames; for each of SIZES the seconds of a step: for the batch, and for each car.
+def time_step(prepared: tuple, item: tuple[int, int]) -> float:
+    """Seconds of a step of so many cars in a world of `num_envs`. The least of five: whatever disturbs adds to it."""
+    from models import worlds
 
-    One worker alone: two on one machine share its caches.
+    (vae, rnn), parameters = prepared
+    num_envs, cars = item
+    world = worlds.RealWorld(vae, rnn, num_envs, max_steps=STEPS)
+    taken = []
+    for _ in range(6):  # the first one compiles, and renders the tracks
+        start = time.perf_counter()
+        world.drive(np.tile(parameters, (cars, 1)), np.array(SELECTION_TRACKS[:cars]))
+        taken.append((time.perf_counter() - start) / STEPS)
+    return min(taken[1:])
+
+
+def measure_lengths(worker) -> np.ndarray:
+    """The lengths of episodes of the shipped controller, in frames."""
+    return np.concatenate(list(worker.imap_unordered(drive_tracks, [np.array(SELECTION_TRACKS[:EPISODES])])))
+
+
+def measure_steps(worker) -> np.ndarray:
+    """For each of SIZES the seconds of a step, (sizes, 2): for the batch, and for each car that drives.
+
+    One worker alone: two on a machine share its caches.
     """
+    steps = []
+    for size in SIZES:
+        one, all_of_them = (next(worker.imap_unordered(time_step, [(size, cars)])) for cars in (1, size))
+        each = (all_of_them - one) / (size - 1)
+        steps.append((one - each, each))
+    return np.array(steps)
+
+
+def measured() -> tuple[np.ndarray, dict[int, tuple[float, float]]]:
+    """Both, kept in data/cluster.npz: delete it to measure again."""
     from models import loading
 
-    vae, rnn, parameters = loading.load(ROOT / "models" / "trained")
-    tracks, steps = np.array(SELECTION_TRACKS[:EPISODES]), {}
-    with WorkerPool(1, prepare_worker, loading.get_weights(vae, rnn), parameters) as worker:
-
-        def drive(*item: object) -> tuple[np.ndarray, float]:
-            return next(worker.imap_unordered(drive_tracks, [item]))
-
-        lengths, _ = drive(tracks, 32, 32, 1000)
-        print(
-            f"episodes: {len(lengths)}, mean {lengths.mean():.0f} frames, {lengths.min()} to {lengths.max()}",
-            flush=True,
-        )
-        for cars in SIZES:
-            frames = 100
-            few, many = (drive(tracks[:n], cars, n, frames)[1] / frames for n in (cars // 2, cars))
-            each = (many - few) / (cars - cars // 2)
-            steps[cars] = many - cars * each, each
-    return lengths, steps
+    path = ROOT / "data" / "cluster.npz"
+    if not path.exists():
+        vae, rnn, parameters = loading.load(ROOT / "models" / "trained")
+        with WorkerPool(1, prepare_worker, loading.get_weights(vae, rnn), parameters) as worker:
+            save_npz(path, lengths=measure_lengths(worker), steps=measure_steps(worker))
+    arrays = load_npz(path, "tools.simulate_cluster")
+    return arrays["lengths"], {size: (float(a), float(b)) for size, (a, b) in zip(SIZES, arrays["steps"])}
 
 
 def per_frame(step: tuple[float, float], cars: int) -> float:
@@ -79,9 +95,9 @@ def per_frame(step: tuple[float, float], cars: int) -> float:
     return step[0] / cars + step[1]
 
 
-def best_cars(actors: int, pairs: int) -> int:
-    """The largest of SIZES that leaves every actor a full batch, or the smallest."""
-    return max((cars for cars in SIZES if cars * actors <= pairs), default=SIZES[0])
+def best_size(actors: int, lengths: np.ndarray, steps: dict) -> int:
+    """The NUM_ENVS with which a generation is over first, by the model."""
+    return min(SIZES, key=lambda size: model(actors, lengths, size, steps[size]))
 
 
 class WaitingWorld:
@@ -109,7 +125,7 @@ def simulate(workers, actors: int, lengths: np.ndarray, cars: int, step: tuple[f
     workers.most = actors
     places = min(cars, -(-len(lengths) // actors))
     expected = lengths.sum() * per_frame(step, cars) / actors
-    faster = max(1.0, expected / LONGEST)
+    faster = max(1.0, expected / LONGEST) if actors < 64 else 1.0
     start = time.perf_counter()
     busy = workers.run_on_all(wait_share, len(lengths), lengths, places, (step[0] / faster, step[1] / faster))
     seconds = time.perf_counter() - start
@@ -152,7 +168,7 @@ def wall_clock(lengths: np.ndarray, steps: dict) -> None:
     for pairs in (1024, 4096, 16384):
         for cores in (64, 256, 1024):
             these = drawn(lengths, pairs)
-            cars = best_cars(cores, pairs)
+            cars = best_size(cores, these, steps)
             seconds = model(cores, these, cars, steps[cars])
             efficiency = ideal(these, steps) / cores / seconds
             hours = 1800 * (seconds + update) / 3600
@@ -207,7 +223,7 @@ def plot(rows: dict[str, list[tuple[int, float, float]]]) -> None:
 def main() -> None:
     """Measure, simulate, tell."""
     most = int(sys.argv[1]) if len(sys.argv) > 1 else ACTORS[-1]
-    lengths, steps = measure()
+    lengths, steps = measured()
     for cars, (fixed, each) in steps.items():
         cost = 1e6 * per_frame((fixed, each), cars)
         print(f"NUM_ENVS={cars:2}: a step {1e3 * fixed:.2f} ms + {1e3 * each:.3f} ms a car; full {cost:.0f} µs a frame")
@@ -225,7 +241,7 @@ def main() -> None:
             for name, pairs in GENERATIONS.items():
                 these = drawn(lengths, pairs)
                 for actors in (actors for actors in ACTORS if actors <= min(most, pairs)):
-                    cars = best_cars(actors, pairs)
+                    cars = best_size(actors, these, steps)
                     seconds, idle = simulate(workers, actors, these, cars, steps[cars])
                     modelled = ideal(these, steps) / actors / model(actors, these, cars, steps[cars])
                     efficiency = ideal(these, steps) / actors / seconds
