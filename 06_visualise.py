@@ -145,7 +145,7 @@ def film(vae, rnn, recording, gym_images: dict[int, np.ndarray]) -> list[np.ndar
             "gym's image",
             "what the agent sees:\n64 × 64 pixels",
             "V's reconstruction\nfrom 32 numbers",
-            f"M's dream of the episode,\nfor {seconds:.1f} s" if seconds else "M sees the real z:\nthe same",
+            f"M's dream of the episode,\nfor {seconds:.1f} s" if seconds else "M is shown the real z:\nno dream yet",
         ]
         views = [gym_images[step], recording.frame[step], real, imagined]
         title = f"track {TRACK}     {step / RATE:.1f} s     return {returns[step - 1]:.1f}"
@@ -191,7 +191,9 @@ def dreams(vae, rnn, starts: dict, parameters: np.ndarray) -> list[np.ndarray]:
         np.tile(parameters, (DREAMS, 1)), tracks, lambda step: episodes[step.episode].append(step)
     )
     title = f"{DREAMS} dreams of the {CONTROLLER.replace('_', ' ')}"
-    print(f"{title}: an expected return of {returns.mean():.1f} ± {returns.std():.1f}")
+    print(
+        f"{title}, at most {MAX_DREAM_STEPS} steps each: an expected return of {returns.mean():.1f} ± {returns.std():.1f}"
+    )
     views = [decode(vae, np.array([step.z for step in dream[::FRAME_SKIP]], np.float32)) for dream in episodes]
     totals = [np.cumsum([step.reward for step in dream]) for dream in episodes]
     images = []

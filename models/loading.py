@@ -18,10 +18,10 @@ def choose_weights(folder: Path, *needed: str) -> Path:
     """`folder` where it has all the `needed` files, else the shipped weights where they have them; says which."""
     missing = [name for name in needed if not (folder / name).exists()]
     if missing and all((SHIPPED / name).exists() for name in needed):
-        print(f"with the shipped weights in models/trained ({folder} has no {missing[0]})")
+        print(f"showing the shipped weights, models/trained: {folder} has no {missing[0]} of your own")
         return SHIPPED
     if not missing:
-        print(f"with your own weights in {folder}")
+        print(f"showing your own weights, {folder}")
     return folder  # where something is missing, loading says what, and which script makes it
 
 

@@ -654,7 +654,7 @@ def test_export_takes_ones_own_weights_where_all_are_there(linked, tmp_path, cap
     for name in ("MODELS", "OUTPUT", "STARTS"):
         monkeypatch.setattr(export_dream, name, getattr(export_dream, name))  # so that they are put back
     as_script(export_dream, f"MODELS={linked}", f"OUTPUT={tmp_path}/new/dream.bin", "STARTS=3")
-    lines = f"with your own weights in {linked}\nmade: {tmp_path}/new/dream.bin (1.6 MB)\n"
+    lines = f"showing your own weights, {linked}\nmade: {tmp_path}/new/dream.bin (1.6 MB)\n"
     assert capsys.readouterr().out == lines
     assert os.listdir(tmp_path / "new") == ["dream.bin"]
     (linked / "dream_starts.npz").unlink()

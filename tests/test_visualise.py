@@ -34,7 +34,7 @@ def test_pictures_and_score(untrained, tmp_path):
     lines = result.stdout.splitlines()
     if "DISPLAY" not in os.environ and "WAYLAND_DISPLAY" not in os.environ:
         assert lines.pop(0).startswith("no window: ")
-    assert lines[0] == f"with your own weights in {untrained}"
+    assert lines[0] == f"showing your own weights, {untrained}"
     returned = float(re.fullmatch(r"track 1000: a return of (\S+) in 84 steps, no lap", lines[1])[1])
     last = r"score over 2 tracks: -?\d+\.\d ± \d+\.\d \(gym renderer, tracks 1000–1001, at most 84 steps each\)"
     assert re.fullmatch(last, lines[-1])
@@ -87,14 +87,14 @@ def test_shipped_weights_are_shown_while_ones_own_are_not_all_there(untrained, l
     monkeypatch.setattr(loading, "SHIPPED", shipped)
     needed = ("vae.weights.h5", "rnn.weights.h5")
     assert loading.choose_weights(linked, *needed) == linked
-    assert capsys.readouterr().out == f"with your own weights in {linked}\n"
+    assert capsys.readouterr().out == f"showing your own weights, {linked}\n"
     (linked / "rnn.weights.h5").unlink()
     assert loading.choose_weights(linked, *needed) == linked  # nothing is shipped: loading tells what is missing
     assert capsys.readouterr().out == ""
     for path in untrained.iterdir():
         os.link(path, shipped / path.name)
     assert loading.choose_weights(linked, *needed) == shipped
-    expected = f"with the shipped weights in models/trained ({linked} has no rnn.weights.h5)\n"
+    expected = f"showing the shipped weights, models/trained: {linked} has no rnn.weights.h5 of your own\n"
     assert capsys.readouterr().out == expected
 
 
