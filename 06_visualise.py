@@ -191,9 +191,8 @@ def dreams(vae, rnn, starts: dict, parameters: np.ndarray) -> list[np.ndarray]:
         np.tile(parameters, (DREAMS, 1)), tracks, lambda step: episodes[step.episode].append(step)
     )
     title = f"{DREAMS} dreams of the {CONTROLLER.replace('_', ' ')}"
-    print(
-        f"{title}, at most {MAX_DREAM_STEPS} steps each: an expected return of {returns.mean():.1f} ± {returns.std():.1f}"
-    )
+    score = f"{returns.mean():.1f} ± {returns.std():.1f}"
+    print(f"{title}, at most {MAX_DREAM_STEPS} steps each: an expected return of {score}")
     views = [decode(vae, np.array([step.z for step in dream[::FRAME_SKIP]], np.float32)) for dream in episodes]
     totals = [np.cumsum([step.reward for step in dream]) for dream in episodes]
     images = []
