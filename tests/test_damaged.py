@@ -8,7 +8,7 @@ from pathlib import Path
 from models import history, loading, weights
 from models.rnn import MDNRNN
 from models.vae import VAE
-from pipeline import UserError, rollouts
+from pipeline import UserError, environment, rollouts
 from pipeline.files import load_npz, save_npz
 from pipeline.training import ResumableTraining
 
@@ -394,6 +394,14 @@ def test_a_checkpoint_comes_back(checkpoint, model):
     assert run.history == [{"epoch": 1, "val_loss": 2.0}]
     for array, expected in zip(model.get_weights(), before):
         np.testing.assert_array_equal(array, expected)
+
+
+def test_a_run_that_continues_with_other_cores_says_so(checkpoint, model, monkeypatch, capsys):
+    checkpoint[1]().restore(model)
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(environment, "threads", lambda: 77)
+    checkpoint[1]().restore(model)
+    assert "77" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", [kind for kind in NPZ if kind != "missing"])

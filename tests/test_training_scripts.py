@@ -214,6 +214,13 @@ def test_finished_changed_and_going_on(copy, script, name):
     assert history(copy, name)[0]["val_loss"] == pytest.approx(best, rel=1e-5)  # it began with the best weights
 
 
+@pytest.mark.parametrize("script", ["02_train_vae.py", "04_train_rnn.py"])
+def test_any_seed(copy, script):
+    """Keras and NumPy's old generator take 32 bits only."""
+    code, printed = run(script, copy, "SEED=4294967296", "FINE_TUNE=True", "EPOCHS=1")
+    assert code == 0, printed
+
+
 def test_missing_input_is_one_line_that_names_the_script(copy):
     series = copy / "data" / "series.npz"
     series.unlink()
