@@ -2,8 +2,8 @@
 
 from models import car_physics, car_racing, car_track
 from models.car_racing import CarRacing64
-from tests.driver import Driver
 from tools import compare
+from tools.driver import Driver
 
 import cv2
 import gym

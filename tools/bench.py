@@ -34,7 +34,7 @@ for cars in (1, 8):
 
 def drive_env(env, tracks: range) -> float:
     """Steps per second over whole episodes on new tracks, resets included; the driver's own time is not counted."""
-    from tests.driver import Driver
+    from tools.driver import Driver
 
     steps = seconds = 0
     for seed in tracks:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from models.car_racing import ZOOM_FRAMES, CarRacing64
-from tests.driver import Driver, off_the_field
+from tools.driver import Driver, off_the_field
 
 import cv2
 import numpy as np
