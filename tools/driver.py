@@ -15,6 +15,7 @@ class Driver:
         self.noise, self.at, self.frame = np.zeros(3), 0, 0
 
     def __call__(self) -> np.ndarray:
+        """The next action, (3,)."""
         hull = self.env.car.hull
         place = np.array(hull.position)
         near = (self.at + np.arange(-3, 12)) % len(self.road)
