@@ -125,32 +125,39 @@ def bench_memory() -> None:
     )
 
 
-def bench_scripts() -> None:
-    """01 with the saving and its start; the training of 02 and 04, three epochs each, as they say it themselves."""
+def run_script(script: str, folder: str, *constants: str) -> tuple[str, float]:
+    """What a script prints, and how many seconds it takes."""
+    start = time.perf_counter()
+    command = [sys.executable, script, f"DATA={folder}", f"MODELS={folder}", *constants]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return done.stdout, time.perf_counter() - start
+
+
+def bench_data() -> None:
+    """01 with the saving and its start."""
+    rates = []
     with tempfile.TemporaryDirectory() as folder:
-        place = [f"DATA={folder}", f"MODELS={folder}"]
-
-        def run(script: str, *constants: str) -> tuple[str, float]:
-            start = time.perf_counter()
-            done = subprocess.run([sys.executable, script, *place, *constants], capture_output=True, text=True)
-            if done.returncode:
-                sys.exit(done.stderr)
-            return done.stdout, time.perf_counter() - start
-
-        rates = []
         for i in range(3):
-            output, seconds = run("01_generate_data.py", "ROLLOUTS=400", f"FIRST_ROLLOUT={400 * i}")
+            output, seconds = run_script("01_generate_data.py", folder, "ROLLOUTS=400", f"FIRST_ROLLOUT={400 * i}")
             rates.append(int(re.search(r"([\d,]+) frames in", output)[1].replace(",", "")) / seconds)
-        row("01: random rollouts, saved frames, start included", rates)
-        epoch = r"epoch \d+/\d+: ([\d,]+)/\1 frames, ([\d,.]+)/s"
-        for name, script, frames in (
-            ("02: V's training, frames", "02_train_vae.py", 15_000),
-            ("04: M's training, frames", "04_train_rnn.py", 200_000),
+    row("01: random rollouts, saved frames, start included", rates)
+
+
+def bench_training() -> None:
+    """The training of 02 and 04, three epochs each, as they say it themselves."""
+    epoch = r"epoch \d+/\d+: ([\d,]+)/\1 frames, ([\d,.]+)/s"
+    with tempfile.TemporaryDirectory() as folder:
+        run_script("01_generate_data.py", folder, "ROLLOUTS=200")
+        for script, name, frames in (
+            ("02_train_vae.py", "02: V's training, frames", 7_500),
+            ("04_train_rnn.py", "04: M's training, frames", 100_000),
         ):
-            output, _ = run(script, "EPOCHS=3", f"FRAMES_PER_EPOCH={frames}")
+            output, _ = run_script(script, folder, "EPOCHS=3", f"FRAMES_PER_EPOCH={frames}")
             row(name, [float(rate.replace(",", "")) for _, rate in re.findall(epoch, output)])
             if script.startswith("02"):
-                run("03_series.py")
+                run_script("03_series.py", folder)
 
 
 def bench_cartpole() -> None:
@@ -165,7 +172,8 @@ SECTIONS = {
     "env": bench_env,
     "agent": bench_agent,
     "dream": bench_dream,
-    "scripts": bench_scripts,
+    "data": bench_data,
+    "training": bench_training,
     "memory": bench_memory,
     "cartpole": bench_cartpole,
 }
