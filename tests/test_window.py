@@ -53,7 +53,7 @@ def test_the_drive_is_shown(screen, tmp_path):
     try:
         image = picture(screen, process)
         assert share(image, (102, 204, 102)) > 0.05  # gym's grass …
-        assert share(image, (102, 102, 102), 20) > 0.005  # … and road
+        assert share(image, (102, 102, 102), 20) > 0.002  # … and road: little of it while the camera is high up
         assert share(image, (255, 255, 255)) > 0.03  # the labels' ground
         left, top, right, bottom = image.getbbox()
         assert right - left > 0.85 * 1280  # large enough to look at
