@@ -35,7 +35,7 @@ WORKERS: NonNegativeInt = usable_cores()  # processes; on a cluster actors, 0: o
 MODELS = "models"
 DATA = "data"
 
-# The random policy. All of its numbers are drawn anew for each rollout or each held action.
+# The random policy. Its numbers are drawn for each rollout, or for each held action.
 WARMUP_STEPS: NonNegativeInt = 20  # steps of full gas at the start, so that the car gets going (tutorial: a few)
 MAX_ACTION_REPEAT = 10  # steps that an action is held at most: new ones at every step would average out
 MOVING_START_SHARE: Share = 0.6  # of the rollouts start at speed at a random place of the track, so V sees curves

@@ -18,7 +18,7 @@ from pipeline import UserError, script
 from pipeline.script import NonNegativeInt, NonPositiveFloat
 
 EPOCHS = 40  # paper: 20 passes over all rollouts; raise it to train a finished run further
-FRAMES_PER_EPOCH = 450_000  # sampled anew for each epoch
+FRAMES_PER_EPOCH = 450_000  # a new random sample for each epoch
 BATCH_SIZE = 100  # sequences (paper and tutorial: 100)
 SEQUENCE_LENGTH = 50  # frames (tutorial: whole rollouts of 300). Six times as many steps in the same time learn faster
 LEARNING_RATE = 2e-3  # Adam's (paper and tutorial: 0.001)
