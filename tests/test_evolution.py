@@ -184,6 +184,8 @@ def test_evolution_climbs_and_keeps_the_best(uninterrupted):
     record, best, origin, workers = uninterrupted
     assert record["fitness"].shape == (6, 8)
     assert record["fitness"][-1].mean() > record["fitness"][0].mean()
+    # A candidate's fitness is its mean return over the tracks.
+    np.testing.assert_allclose(record["fitness"].mean(1), record["track_returns"].mean(1))
     assert record["eval_generation"].tolist() == [2, 4, 6]
     assert record["eval_real"].shape == record["eval_other"].shape == (3, 5)
     assert record["steps"].tolist() == [160] * 6

@@ -11,6 +11,7 @@ from tests.conftest import ROOT, run_script, script_module
 import h5py
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 SMALL = ("MAX_STEPS=84", "MAX_DREAM_STEPS=12", "DREAMS=2", "WORKERS=1", "NUM_ENVS=2")
@@ -119,17 +120,15 @@ def test_open_loop_continues_from_the_real_state(loaded):
     np.testing.assert_allclose(dreamed[0, 1], expected[0], atol=1e-4)
 
 
-def test_expectation_is_the_mixture_of_numpy(loaded):
-    _, rnn, _ = loaded
-    recording = some_recording()
-    expected = expect(rnn, recording)
-    logits, mu, log_sigma = (
-        np.asarray(part[0], np.float64) for part in rnn(recording.z[None], recording.action[None])[:3]
-    )
+def test_expectation_is_the_mixture_of_numpy():
+    """Of mixtures whose components lie apart, which those of an untrained M do not."""
     random = np.random.default_rng(0)
+    logits, mu, log_sigma = random.normal(0, 1, (9, 32, 5)), random.normal(0, 2, (9, 32, 5)), np.full((9, 32, 5), -1.0)
+    parts = [tf.constant(part[None]) for part in (logits, mu, log_sigma, np.zeros(9), np.zeros(9))]
+    expected = expect(lambda z, action: Prediction(*parts), some_recording())
     component = np.argmax(logits[3] + random.gumbel(size=(20_000, 32, 5)), -1)[..., None]
-    mean, std = (np.take_along_axis(part[3][None], component, -1)[..., 0] for part in (mu, np.exp(log_sigma)))
-    z = mean + std * random.normal(size=mean.shape)
+    mean = np.take_along_axis(mu[3][None], component, -1)[..., 0]
+    z = mean + np.exp(-1.0) * random.normal(size=mean.shape)
     np.testing.assert_allclose(expected.mean[3], z.mean(0), atol=5 * z.std() / 20_000**0.5)
     np.testing.assert_allclose(expected.variance[3], z.var(0), rtol=0.1)
 
