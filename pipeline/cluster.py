@@ -25,7 +25,7 @@ from pipeline.workers import RETRIES
 ROOT = Path(__file__).parent.parent
 # Other versions of these give other results. Ray itself compares Python and Ray.
 PACKAGES = ("tensorflow", "keras", "numpy", "gym", "box2d-py", "pygame", "opencv-python-headless", "cloudpickle")
-PATIENCE = 30  # seconds without a single actor, then the user is told what it waits for
+WAIT_SECONDS = 30  # seconds without a single actor before a line says what it waits for
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 try:
@@ -44,7 +44,7 @@ class Indices:
     """An actor that hands out 0 … total − 1, each to one share. What a lost share had is handed out again."""
 
     def reset(self, total: int, workers: int, first_share: int) -> None:
-        """Start anew, for shares numbered from `first_share` on."""
+        """Begin a new count, for shares numbered from `first_share` on."""
         self.left, self.first_share = deque(range(total)), first_share
         self.claimed: dict[int, list[int]] = {}
         self.lost: set[int] = set()
@@ -148,7 +148,7 @@ class ActorPool:
                 return self._run_shares(call, total)
             except RayActorError:  # an actor that can't ask for its next index
                 if attempt >= RETRIES:
-                    raise UserError("the actor that counts died; the same command goes on") from None
+                    raise UserError("the actor that counts died; the same command continues") from None
                 print("The actor that hands out the work is gone; this part starts again.", flush=True)
                 self._start_indices()
         raise AssertionError("unreachable")
@@ -214,7 +214,7 @@ class ActorPool:
 
     def _wait(self, running: dict) -> list:
         while True:
-            done, _ = ray.wait([*running, *self.starting], timeout=PATIENCE)
+            done, _ = ray.wait([*running, *self.starting], timeout=WAIT_SECONDS)
             if done or self.ready:
                 return done
             print(f"No actor is up yet (the cluster has {cpus()} CPUs): waiting for a free one.", flush=True)

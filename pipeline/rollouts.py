@@ -48,7 +48,7 @@ def held_out(names: Iterable[str]) -> set[str]:
 
 
 def summary(paths: Iterable[Path]) -> str:
-    """A text that changes when a rollout is added, taken away or written anew with another size."""
+    """A text that changes when a rollout is added, removed or rewritten with another size."""
     paths = list(paths)
     digits = zlib.crc32(
         "\n".join(f"{path.name} {path.stat().st_size}" for path in paths).encode(errors="surrogateescape")
