@@ -50,7 +50,6 @@ class CarRacing64(gym_racing.CarRacing):
         self.frames = 0
         self._seed: int | None = None
         self._touched: list[int] = []  # tiles that are still to be drawn as touched
-        self._texture: Any = None  # uint8, made when first drawn on
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         """Start on the track of `seed` (gym's own track for that seed); returns (observation, {}).
@@ -120,6 +119,7 @@ class CarRacing64(gym_racing.CarRacing):
         track = _tracks.get(self._seed, self.np_random)
         self.track, self.road_poly = track.points, track.polygons.copy()
         self._drawn, self._touched = track, []
+        self._texture = track.texture.copy()
         contacts = TileContacts(self, len(track.tiles))
         # gym has a body for each tile. One with all of them is the same to a car, and half of the work.
         ground = self.world.CreateStaticBody()
@@ -127,17 +127,10 @@ class CarRacing64(gym_racing.CarRacing):
         for shape, tile in zip(track.tiles, contacts.tiles):
             definition.shape, definition.userData = shape, tile
             ground.CreateFixture(definition)
+            shape.thisown = True  # Box2D copied it; its Python half would never free it now
         self.road = [ground]
         self.contactListener_keepref = self.world.contactListener = contacts
-        self._start_drawing()
         return True
-
-    def _start_drawing(self) -> None:
-        mipmaps = self._drawn.mipmaps
-        if self._texture is None:
-            self._texture = np.empty_like(mipmaps[0])
-        np.copyto(self._texture, mipmaps[0])
-        self._mipmaps = [self._texture, *mipmaps[1:]]
 
     def _render(self, mode: str) -> np.ndarray | bool | None:
         if mode != "state_pixels":
@@ -151,7 +144,7 @@ class CarRacing64(gym_racing.CarRacing):
         picture = np.empty((SIZE, SIZE, 3), np.uint8)
         hull = self.car.hull
         position = hull.position
-        car_track.draw_ground(picture, self._mipmaps, frame, position.x, position.y, hull.angle)
+        self._drawn.draw(picture, self._texture, frame, position.x, position.y, hull.angle)
         car_sprites.draw_car(picture, self.car, frame)
         car_sprites.draw_bar(picture, self.car, self.reward)
         return picture

@@ -7,7 +7,7 @@ texture has about as many pixels to a unit as the picture, so that bilinear samp
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from types import SimpleNamespace
 
 from pipeline.files import suppress_stderr
@@ -21,15 +21,17 @@ with suppress_stderr():  # gym's notice, once per process otherwise
 
 SIZE = 64  # of the picture; its lowest eighth is the bar with the gauges
 GROUND = 56  # rows above the bar
+_PICTURE_CORNERS = np.array([(0, SIZE - 1, SIZE - 1, 0), (0, 0, GROUND - 1, GROUND - 1), (1, 1, 1, 1)])  # x, y, 1
 PIXELS_PER_UNIT = 1.5  # of the texture; the picture has 1.04 across and 1.30 along
 TEXTURE_SIZE = 1024
 TEXTURE_HALF_SIZE = TEXTURE_SIZE / PIXELS_PER_UNIT / 2  # units: just beyond the field, all is black out there
 SUPERSAMPLING = 2  # polygons are drawn so much larger, then averaged
 ANTIALIAS_MARGIN = 0.5 / (PIXELS_PER_UNIT * SUPERSAMPLING)  # units by which OpenCV's smooth edges widen each side
 ROUNDING_OFFSET = 2  # pygame's smoothscale rounds down, twice: gym's flat areas are this much too dark
-MIPMAP_LEVELS = 6  # the texture and its halvings, for the zoom of the first second
+MARGIN = 64  # pixels of the texture around the road: a picture rarely reaches beyond
+MIPMAP_LEVELS = 5  # the field halved so often, for the zoom of the first second
 ZOOM_FRAMES = gym_racing.FPS  # the camera flies in for one second
-TRACKS_KEPT = 8  # in memory, 5 MB each
+TRACKS_KEPT = 8  # in memory, 2 MB each
 FIELD_COLOUR, GRASS_COLOUR = (
     [channel - ROUNDING_OFFSET for channel in rgb] for rgb in ((102, 204, 102), (102, 230, 102))
 )
@@ -47,20 +49,35 @@ class Track:
         self.tiles = [Box2D.b2PolygonShape(vertices=corners) for corners in tiles]
         # In between are kerbs, with colours in tuples.
         self.polygon_of_tile = [i for i, (_, colour) in enumerate(self.polygons) if isinstance(colour, np.ndarray)]
-        self._mipmaps: list[np.ndarray] = []
-        corners = _to_pixels(np.array(tiles))
-        low, high = corners.min(1).astype(int) - 1, corners.max(1).astype(int) + 2
+        corners = _to_pixels(_narrowed(np.array([corners for corners, _ in self.polygons])))
+        self._corners = corners
+        self.origin = corners.min((0, 1)).astype(int) - MARGIN  # of the texture, in pixels of the field
+        self._end = corners.max((0, 1)).astype(int) + MARGIN + 1
+        tile_corners = _to_pixels(np.array(tiles)) - self.origin
+        low, high = tile_corners.min(1).astype(int) - 1, tile_corners.max(1).astype(int) + 2
         self._tile_boxes = np.stack((low, high), 1).tolist()
-        self._tile_points = _sixteenths(corners - low[:, None])
+        self._tile_points = _sixteenths(tile_corners - low[:, None])
 
-    @property
+    @cached_property
+    def texture(self) -> np.ndarray:
+        """The part of the field with the road, without a touched tile: uint8 (rows, columns, 3), about 1 MB."""
+        (left, bottom), (right, top) = SUPERSAMPLING * self.origin, SUPERSAMPLING * self._end
+        large = _field()[0][bottom:top, left:right].copy()
+        for points, (_, colour) in zip(_sixteenths((self._corners - self.origin) * SUPERSAMPLING), self.polygons):
+            colour = [max(int(channel) - ROUNDING_OFFSET, 0) for channel in colour]
+            cv2.fillConvexPoly(large, points, colour, cv2.LINE_AA, shift=4)
+        return _halved(large)
+
+    @cached_property
     def mipmaps(self) -> list[np.ndarray]:
-        """The texture without a touched tile and its halvings, uint8 (1024, 1024, 3), (512, 512, 3) and so on."""
-        if not self._mipmaps:
-            self._mipmaps = [self._draw()]
-            for _ in range(MIPMAP_LEVELS - 1):
-                self._mipmaps.append(_halved(self._mipmaps[-1]))
-        return self._mipmaps
+        """The field with the road, halved once, twice and so on: uint8 (512, 512, 3), (256, 256, 3) …"""
+        (left, bottom), (right, top) = self.origin, self._end
+        field = _field()[1].copy()
+        field[bottom:top, left:right] = self.texture
+        levels = [_halved(field)]
+        for _ in range(MIPMAP_LEVELS - 1):
+            levels.append(_halved(levels[-1]))
+        return levels
 
     def touch(self, texture: np.ndarray, tile: int) -> None:
         """Take the tint of an untouched tile (2 or 5 of 255) off a car's copy of the texture."""
@@ -73,18 +90,28 @@ class Track:
         place = texture[bottom:top, left:right]
         cv2.subtract(place, mask, place)  # not below 0: the tint may reach into a red kerb
 
-    def _draw(self) -> np.ndarray:
-        """The field with the road; only the part around the road has to be drawn."""
-        corners = _to_pixels(_narrowed(np.array([corners for corners, _ in self.polygons])))
-        (left, bottom), (right, top) = corners.min((0, 1)).astype(int) - 1, corners.max((0, 1)).astype(int) + 2
-        large, texture = _field()
-        part = large[SUPERSAMPLING * bottom : SUPERSAMPLING * top, SUPERSAMPLING * left : SUPERSAMPLING * right].copy()
-        for points, (_, colour) in zip(_sixteenths((corners - (left, bottom)) * SUPERSAMPLING), self.polygons):
-            colour = [max(int(channel) - ROUNDING_OFFSET, 0) for channel in colour]
-            cv2.fillConvexPoly(part, points, colour, cv2.LINE_AA, shift=4)
-        texture = texture.copy()
-        texture[bottom:top, left:right] = _halved(part)
-        return texture
+    def draw(self, picture: np.ndarray, texture: np.ndarray, frame: int, x: float, y: float, angle: float) -> None:
+        """Draw the world around a car at (x, y) that faces `angle` into a picture, uint8 (64, 64, 3), all but the bar.
+
+        `texture` is the car's own copy of the track's. `frame` is how far the zoom has come, up to `ZOOM_FRAMES`.
+        The car is in the middle, a quarter from the bottom.
+        """
+        level, pixels, across, along = _scales(frame)
+        cos, sin = math.cos(angle), math.sin(angle)
+        a, b, c, d = cos * across, sin * along, sin * across, -cos * along
+        left, top = 0.5 - SIZE / 2, 0.5 - SIZE * 3 / 4
+        column = (x + TEXTURE_HALF_SIZE) * pixels - 0.5 + a * left + b * top
+        row = (y + TEXTURE_HALF_SIZE) * pixels - 0.5 + c * left + d * top
+        matrix = np.array(((a, b, column), (c, d, row)))  # from a pixel of the picture to one of the field
+        ground = picture[:GROUND]
+        if level:
+            _warp(self.mipmaps[level - 1], matrix, ground)
+            return
+        in_texture = matrix - [[0, 0, self.origin[0]], [0, 0, self.origin[1]]]
+        reach = in_texture @ _PICTURE_CORNERS
+        if reach.min() < 0 or (reach.max(1) > (texture.shape[1] - 1, texture.shape[0] - 1)).any():
+            _warp(_field()[1], matrix, ground)  # what the texture does not cover
+        _warp(texture, in_texture, ground, cv2.BORDER_TRANSPARENT)
 
 
 class TrackCache:
@@ -182,23 +209,13 @@ def zoom(frame: int) -> float:
 
 @lru_cache(maxsize=ZOOM_FRAMES + 1)
 def _scales(frame: int) -> tuple[int, float, float, float]:
-    """Mipmap level, its pixels per world unit, and how many of them a pixel of the picture is across and along."""
-    level = min(MIPMAP_LEVELS - 1, round(math.log2(zoom(ZOOM_FRAMES) / zoom(frame))))
+    """How often the field is halved, its pixels per unit, and how many of them the picture's are across and along."""
+    level = min(MIPMAP_LEVELS, round(math.log2(zoom(ZOOM_FRAMES) / zoom(frame))))
     pixels = PIXELS_PER_UNIT / 2**level
     return level, pixels, *(pixels * side / SIZE / zoom(frame) for side in (gym_racing.WINDOW_W, gym_racing.WINDOW_H))
 
 
-def draw_ground(picture: np.ndarray, mipmaps: list[np.ndarray], frame: int, x: float, y: float, angle: float) -> None:
-    """Draw the world around a car at (x, y) that faces `angle` into a picture, uint8 (64, 64, 3), all but the bar.
-
-    `frame` is how far the zoom has come, up to `ZOOM_FRAMES`. The car is in the middle, a quarter from the bottom.
-    """
-    level, pixels, across, along = _scales(frame)
-    cos, sin = math.cos(angle), math.sin(angle)
-    a, b, c, d = cos * across, sin * along, sin * across, -cos * along
-    left, top = 0.5 - SIZE / 2, 0.5 - SIZE * 3 / 4
-    column = (x + TEXTURE_HALF_SIZE) * pixels - 0.5 + a * left + b * top
-    row = (y + TEXTURE_HALF_SIZE) * pixels - 0.5 + c * left + d * top
-    matrix = np.array(((a, b, column), (c, d, row)))  # from a pixel of the picture to one of the texture
+def _warp(source: np.ndarray, matrix: np.ndarray, picture: np.ndarray, border: int = cv2.BORDER_CONSTANT) -> None:
+    """Fill a picture from a texture; `matrix` (2, 3) leads from a pixel of the picture to one of the texture."""
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    cv2.warpAffine(mipmaps[level], matrix, (SIZE, GROUND), dst=picture[:GROUND], flags=flags)
+    cv2.warpAffine(source, matrix, picture.shape[1::-1], dst=picture, flags=flags, borderMode=border)

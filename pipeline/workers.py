@@ -58,7 +58,7 @@ class WorkerPool:
         # Ctrl-C reaches every process of the terminal; only the parent should answer, so the children start deaf.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            self.pool = ProcessPoolExecutor(self.count, context, _initialize, (self.next, self.initializer))
+            self.pool = ProcessPoolExecutor(self.count, context, _initialize, (self.next, [self.initializer]))
             for _ in range(self.count):
                 self.pool.submit(int)
             self.processes = multiprocessing.active_children()
@@ -147,7 +147,10 @@ def initialize(pickled: bytes) -> Any:
 
         cv2.setNumThreads(1)
         initializer, arguments = pickle.loads(pickled)  # imports TensorFlow
-        return initializer(*arguments)
+        environment.release_memory()
+        prepared = initializer(*arguments)
+        environment.release_memory()
+        return prepared
     except UserError:
         raise
     except Exception as error:
@@ -159,13 +162,13 @@ _failure: UserError | None = None
 _next: Any = None
 
 
-def _initialize(counter: Any, pickled: bytes) -> None:
+def _initialize(counter: Any, pickled: list[bytes]) -> None:
     global _prepared, _failure, _next
     threading.Thread(target=exit_with_parent, daemon=True).start()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _next = counter
     try:
-        _prepared = initialize(pickled)
+        _prepared = initialize(pickled.pop())  # V and M: the pool would keep them, 19 MB
     except UserError as error:  # an exception here would be a traceback and a broken pool: the tasks raise it
         _failure = error
 

@@ -139,14 +139,14 @@ def test_a_kerb_of_no_width_is_drawn_without_one():
 def test_tiles_change_colour_when_they_are_touched(fast):
     """gym paints the tiles in three shades of grey and takes the tint off when a wheel first touches one."""
     fast.reset(seed=3005)
-    untouched = fast._drawn.mipmaps[0]
+    untouched = fast._drawn.texture
     driver = Driver(fast, 1, speed=60)
     for _ in range(150):
         fast.step(driver())
     visited = fast.world.contactListener.visited
     for i in range(len(visited)):
         corners, colour = fast.road_poly[fast._drawn.polygon_of_tile[i]]
-        column, row = car_track._to_pixels(np.mean(corners, 0)).astype(int)
+        column, row = (car_track._to_pixels(np.mean(corners, 0)) - fast._drawn.origin).astype(int)
         tint = (0, 2, 5)[i % 3]
         np.testing.assert_allclose(colour, 102 if visited[i] else 102 + 2.55 * (i % 3))  # for gym's own pictures
         if not visited[i]:

@@ -99,30 +99,33 @@ def bench_envpool(base: float) -> None:
         row(f"envpool {lines[0][2]}, C++, 96×96 pictures, {cars} at once, one core", rates, base)
 
 
-def peak_memory(worlds: dict, calls: range) -> list[float]:
-    """This worker's peak memory in MB after each of `calls`: 32 random controllers on 8 new tracks, 312 steps each."""
-    import resource
-
+def memory(worlds: dict, calls: range) -> list[str]:
+    """This worker's memory after each of `calls`: 32 random controllers on 8 new tracks, 312 steps each."""
     from models import controller
 
     world = worlds["real"]
     world.max_steps = 312
-    peaks = []
+    found = []
     for call in calls:
         parameters = np.random.default_rng(call).normal(0, 0.1, (32, controller.PARAMETERS)).astype(np.float32)
         world.drive(parameters, np.repeat(BENCH_TRACKS[8 * call : 8 * call + 8], 4))
-        unit = 2**20 if sys.platform == "darwin" else 2**10
-        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
-    return peaks
+        with open("/proc/self/status") as status:
+            kilobytes = {name: int(value.split()[0]) for name, value in re.findall(r"(\w+):\s+(\d+ kB)", status.read())}
+        now, peak, private = (kilobytes[name] / 1024 for name in ("VmRSS", "VmHWM", "RssAnon"))
+        found.append(f"{now:,.0f} MB ({peak:,.0f} at its peak; {private:,.0f} of its own, the rest is shared code)")
+    return found
 
 
 def bench_memory() -> None:
     """What a worker of 05 takes."""
-    with WorkerPool(1, make_world, TRAINED) as workers:
-        peaks = next(workers.imap_unordered(peak_memory, [range(5)]))
-    print(
-        f"\nA worker with {NUM_ENVS} cars: {peaks[0]:,.0f} MB after 10,000 steps, {peaks[-1]:,.0f} MB after 50,000.\n"
-    )
+    if sys.platform != "linux":
+        return
+    from models import loading, worlds
+
+    models = loading.get_weights(*loading.load_models(TRAINED))
+    with WorkerPool(1, worlds.make_real_world, models, NUM_ENVS, 0) as workers:
+        found = next(workers.imap_unordered(memory, [range(10)]))
+    print(f"\nA worker with {NUM_ENVS} cars: {found[0]} after 10,000 steps, {found[-1]} after 100,000.\n")
 
 
 def run_script(script: str, folder: str, *constants: str) -> tuple[str, float]:
