@@ -35,7 +35,7 @@ EVAL_EPISODES = 16  # episodes in an evaluation, at most 100: the selection trac
 # Where the search starts: zeros, or a controller in MODELS
 INIT_FROM: Literal["zero", "dream_controller", "controller"] = "zero"
 SEED: NonNegativeInt = 1  # of the search and of the dreams
-DREAM_ENVS = 256  # dreams in lockstep in each worker
+DREAM_ENVS = 64  # dreams in lockstep in each worker
 NUM_ENVS = 32  # cars driven in lockstep by each worker on the real track
 CLUSTER: PossiblyEmpty = ""  # a Ray cluster to work on, "auto" or "host:port" (docs/cluster.md); "": this machine
 WORKERS: NonNegativeInt = usable_cores()  # processes; on a cluster actors, 0: one for each of its CPUs
