@@ -8,7 +8,10 @@ DEMO_04 := EPOCHS=6 FRAMES_PER_EPOCH=200000 LEARNING_RATE_DECAY=0.7
 DEMO_05 := GENERATIONS=20 EVAL_EPISODES=16
 DEMO_06 := EPISODES=10 BASELINE_EPISODES=2
 # It has folders of its own and never overwrites your weights.
-DEMO := DATA=data/demo MODELS=models/demo
+DEMO = DATA=data/demo MODELS=models/demo SEED=$(SEED)
+
+# `make demo SEED=2` and `make train SEED=2` do the same with other random numbers.
+SEED := 1
 
 PY := .venv/bin/python
 
@@ -50,34 +53,41 @@ demo: setup
 	$(PY) 03_series.py $(DEMO) $(DEMO_03)
 	$(PY) 04_train_rnn.py $(DEMO) $(DEMO_04)
 	$(PY) 05_train_controller.py $(DEMO) $(DEMO_05)
-	$(PY) 06_visualise.py $(DEMO) $(DEMO_06)
+	$(PY) 06_visualise.py DATA=data/demo MODELS=models/demo $(DEMO_06)
 	@echo; echo 'The demo made:'; find data/demo -name '*.gif' -o -name '*.mp4' -o -name '*.png' | sort | sed 's/^/  /'
 
 # All steps at tutorial scale, the dream first. In each of two rounds a controller learns in M's dream, then drives on 400
 # new tracks with noise on its actions, and M is trained further with these rollouts. Last, C learns on the real track and
 # starts from the dream controller. A finished step leaves a mark in data/train: run the command again to continue.
-once = @test -e data/train/$(1) || { echo '== $(1): $(2)'; $(PY) $(2) && mkdir -p data/train && touch data/train/$(1); }
+# Everything is also written to data/train/log. A SEED other than 1 has folders of its own.
+DATA := data$(if $(filter-out 1,$(SEED)),/seed-$(SEED))
+MODELS := models$(if $(filter-out 1,$(SEED)),/seed-$(SEED))
+MARKS := $(DATA)/train
+# $(call step,name,script and constants,DATA where it is another folder)
+step = @test -e $(MARKS)/$(1) || { mkdir -p $(MARKS) && { echo "== $$(date '+%F %T') $(1)" && \
+	$(PY) $(2) DATA=$(or $(3),$(DATA)) MODELS=$(MODELS) && touch $(MARKS)/$(1); } 2>&1 | tee -ai $(MARKS)/log; \
+	test -e $(MARKS)/$(1); }
 DRIVE := POLICY=controller CONTROLLER=dream_controller ROLLOUTS=400 MAX_STEPS=600
 FURTHER := FINE_TUNE=True EPOCHS=12 LEARNING_RATE=0.001 LEARNING_RATE_DECAY=0.8
 # For a controller that drives already: smaller steps, and half of the tracks are ones with low returns.
 FINER := SIGMA=0.04 WHITEN=True COMPONENTS=30 POPULATION=24 EPISODES=6 HARD_TRACKS=3 EVAL_EPISODES=100
 
 train: setup
-	$(call once,01,01_generate_data.py)
-	$(call once,02,02_train_vae.py)
-	$(call once,03,03_series.py)
-	$(call once,04,04_train_rnn.py)
-	$(call once,round-1-07,07_dream_train.py DATA=data/round-1)
-	$(call once,round-1-01,01_generate_data.py FIRST_ROLLOUT=10000 $(DRIVE))
-	$(call once,round-1-03,03_series.py)
-	$(call once,round-1-04,04_train_rnn.py $(FURTHER))
-	$(call once,round-2-07,07_dream_train.py DATA=data/round-2)
-	$(call once,round-2-01,01_generate_data.py FIRST_ROLLOUT=20000 $(DRIVE))
-	$(call once,round-2-03,03_series.py)
-	$(call once,round-2-04,04_train_rnn.py $(FURTHER))
-	$(call once,07,07_dream_train.py)
-	$(call once,05,05_train_controller.py INIT_FROM=dream_controller $(FINER) GENERATIONS=110)
-	$(PY) 06_visualise.py
+	$(call step,01,01_generate_data.py SEED=$(SEED))
+	$(call step,02,02_train_vae.py SEED=$(SEED))
+	$(call step,03,03_series.py SEED=$(SEED))
+	$(call step,04,04_train_rnn.py SEED=$(SEED))
+	$(call step,round-1-07,07_dream_train.py SEED=$(SEED),$(DATA)/round-1)
+	$(call step,round-1-01,01_generate_data.py SEED=$(SEED) FIRST_ROLLOUT=10000 $(DRIVE))
+	$(call step,round-1-03,03_series.py SEED=$(SEED))
+	$(call step,round-1-04,04_train_rnn.py SEED=$(SEED) $(FURTHER))
+	$(call step,round-2-07,07_dream_train.py SEED=$(SEED),$(DATA)/round-2)
+	$(call step,round-2-01,01_generate_data.py SEED=$(SEED) FIRST_ROLLOUT=20000 $(DRIVE))
+	$(call step,round-2-03,03_series.py SEED=$(SEED))
+	$(call step,round-2-04,04_train_rnn.py SEED=$(SEED) $(FURTHER))
+	$(call step,07,07_dream_train.py SEED=$(SEED))
+	$(call step,05,05_train_controller.py SEED=$(SEED) INIT_FROM=dream_controller $(FINER) GENERATIONS=110)
+	$(call step,06,06_visualise.py)
 
 dream: setup
 	@$(PY) -m tools.export_dream
@@ -102,6 +112,6 @@ clean:
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Hours of training. models/trained/ came with the clone and stays.
-TRAINED := data/* data/.[!.]* models/demo models/*.h5 models/*.npz models/.[!.]*
+TRAINED := data/* data/.[!.]* models/demo models/seed-* models/*.h5 models/*.npz models/.[!.]*
 clean-trained:
 	@for path in $(TRAINED); do test ! -e "$$path" || { echo "removing $$path" && rm -rf "$$path"; }; done

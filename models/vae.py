@@ -70,11 +70,15 @@ class VAE(keras.Model):
 
     def encode(self, frames: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Frames uint8 (n, 64, 64, 3) to mu and logvar, float32 (n, 32) each: z is N(mu, exp(logvar))."""
+        x = self.convolve(frames)
+        return self.mu(x), self.logvar(x)
+
+    def convolve(self, frames: tf.Tensor) -> tf.Tensor:
+        """Frames uint8 (n, 64, 64, 3) to what the convolutions make of them, (n, 1024)."""
         x = tf.cast(frames, self.compute_dtype) / 255
         for convolution in self.convolutions:
             x = convolution(x)
-        x = tf.reshape(x, (-1, 1024))
-        return self.mu(x), self.logvar(x)
+        return tf.reshape(x, (-1, 1024))
 
     def decode(self, z: tf.Tensor) -> tf.Tensor:
         """The image of each z (n, 32): float32 (n, 64, 64, 3) from 0 to 1."""

@@ -29,8 +29,9 @@ NOISE_STEPS = 8  # steps for which one disturbance of the action is held
 class RealWorld:
     """gym's CarRacing, seen by V and remembered by M.
 
-    `num_envs` cars drive at once. It is also the batch size, and the batch is always full, so a car's z, h and return
-    are bit-identical regardless of the other cars in the batch. An episode ends after `max_steps` at the latest. With
+    `num_envs` cars drive at once. V's convolutions see the cars that drive. All else is computed for a batch of
+    `num_envs`, or the order of sums would depend on how many cars drive: a car's z, h and return are bit-identical
+    regardless of the others. An episode ends after `max_steps` at the latest. With
     `max_idle_steps`, a car that finds no new tile for so many steps is stopped and charged what standing still until
     the end would cost; 0 never stops one.
     """
@@ -52,19 +53,21 @@ class RealWorld:
         constant_weights = [(weight, weight.numpy()) for layer in layers for weight in layer.weights]
 
         @tf.function(jit_compile=False)
-        def observe(frames: tf.Tensor, controls: tf.Tensor, state: tf.Tensor) -> tf.Tensor:
+        def observe(frames: tf.Tensor, slots: tf.Tensor, controls: tf.Tensor, state: tf.Tensor) -> tf.Tensor:
             # What M remembers of the last frame, then what V sees in this one. h and c are zero at the start.
-            # controls: the actions, and 0 at a car's first frame; state: z, h and c side by side.
+            # frames: of the cars that drive, and their slots; controls: the actions, and 0 at a car's first frame;
+            # state: z, h and c side by side.
             actions, started = tf.split(controls, [ACTION_DIM, 1], 1)
             z, h, c = tf.split(state, [LATENT_DIM, HIDDEN_SIZE, HIDDEN_SIZE], 1)
             with keras.StatelessScope(constant_weights):
                 h, c = rnn.update_state(z, actions, (h, c))
-                mu, _ = vae.encode(frames)  # C sees V's mean
+                mu = vae.mu(tf.scatter_nd(slots, vae.convolve(frames), (num_envs, 1024)))  # C sees V's mean
             return tf.concat([mu, h * started, c * started], 1)
 
         # A concrete function of few arguments: calling it takes a third of the time.
         self._observe = observe.get_concrete_function(
-            tf.TensorSpec((num_envs, *IMAGE_SHAPE), tf.uint8),
+            tf.TensorSpec((None, *IMAGE_SHAPE), tf.uint8),
+            tf.TensorSpec((None, 1), tf.int32),
             tf.TensorSpec((num_envs, ACTION_DIM + 1), tf.float32),
             tf.TensorSpec((num_envs, LATENT_DIM + 2 * HIDDEN_SIZE), tf.float32),
         )
@@ -108,14 +111,14 @@ class RealWorld:
         for slot in range(min(num_envs, max_parallel or num_envs)):
             start_next(slot)
         state = tf.zeros((num_envs, LATENT_DIM + 2 * HIDDEN_SIZE))
-        while any(car.episode is not None for car in cars):
-            state = self._observe(tf.constant(frames), tf.constant(controls), state)
+        while slots := [slot for slot, car in enumerate(cars) if car.episode is not None]:
+            rows = tf.constant(slots, tf.int32, (len(slots), 1))
+            state = self._observe(tf.constant(frames[slots]), rows, tf.constant(controls), state)
             features = state.numpy()[:, : controller.FEATURES]
             controls[:, :-1], controls[:, -1] = controller.act(chosen, features), 1
-            for slot, car in enumerate(cars):
-                if car.episode is None:
-                    continue
-                action = controls[slot, :-1]  # a view: M sees the disturbed action too
+            for slot in slots:
+                car, action = cars[slot], controls[slot, :-1]  # a view: M sees the disturbed action too
+                assert car.episode is not None  # or it would have no slot here
                 if noise is not None:
                     action[:] = np.clip(action + next(disturbances[slot]), (-1, 0, 0), (1, 1, 1))
                 frame, reward, done, episode_over = car.step(action)

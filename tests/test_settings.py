@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 
-from models.tracks import EVOLUTION_TRACKS, REPORT_TRACKS, ROLLOUT_TRACKS, SELECTION_TRACKS
+from models.tracks import EVOLUTION_TRACKS, REPORT_TRACKS, ROLLOUT_TRACKS, SELECTION_TRACKS, rollout_tracks
 from pipeline import UserError, progress, script
 from pipeline.files import atomic_write, load_npz, save_npz
 from pipeline.progress import Progress, format_duration
@@ -79,6 +79,20 @@ def test_seed_ranges_never_overlap():
     assert range(1000, 1100) == REPORT_TRACKS
     assert range(500, 600) == SELECTION_TRACKS
     assert (ROLLOUT_TRACKS.start, EVOLUTION_TRACKS.start) == (1_000_000, 2_000_000)
+
+
+def test_each_seed_has_rollouts_of_its_own():
+    def tracks(seed: int, first: int, count: int) -> range:
+        return rollout_tracks({"SEED": seed, "FIRST_ROLLOUT": first, "ROLLOUTS": count})
+
+    assert tracks(1, 0, 4000) == range(1_000_000, 1_004_000)
+    assert tracks(1, 10_000, 400) == range(1_010_000, 1_010_400)
+    ranges = [tracks(seed, 0, 100_000) for seed in range(1, 11)]
+    assert [track for track in itertools.chain(*ranges)] == list(ROLLOUT_TRACKS)
+    with pytest.raises(UserError, match="SEED can be 10 at most"):
+        tracks(11, 0, 1)
+    with pytest.raises(UserError, match="FIRST_ROLLOUT"):
+        tracks(1, 99_999, 2)
 
 
 @pytest.mark.parametrize(

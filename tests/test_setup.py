@@ -1,6 +1,7 @@
 """The set-up: which Python it takes, what it says is missing, what it installs; line ends; `make clean`."""
 
 import os
+import re
 import select
 import shutil
 import signal
@@ -381,6 +382,7 @@ def test_clean_keeps_what_took_training(tmp_path):
     ]
     trained = ["data/rollouts/1.npz", "data/demo/a.png", "data/.x.lock", "data/two words.npz", "models/.x.lock"]
     trained += ["models/vae.weights.h5", "models/rnn.checkpoint.npz", "models/demo/vae.weights.h5"]
+    trained += ["models/seed-2/vae.weights.h5"]
     caches = ["models/__pycache__/a.pyc", ".venv/whole", ".ruff_cache/x", ".pytest_cache/x"]
     for name in shipped + trained + caches:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -397,3 +399,32 @@ def test_clean_keeps_what_took_training(tmp_path):
     assert left == set(shipped)
     assert said.count("removing ") == len({tuple(name.split("/")[:2]) for name in trained})
     assert make("clean-trained") == ("", set(shipped))
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+def test_make_train_goes_on_where_it_stopped(tmp_path):
+    """Every step with its SEED, in folders of this seed; a failure ends it, and the log keeps what was printed."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "ran $@"\ntest ! -e fails || case "$1" in 04*) echo told >&2; exit 1;; esac\n')
+    python.chmod(0o755)
+
+    def train() -> tuple[int, list[str]]:
+        command = ["make", "-s", "-o", "setup", "train", "SEED=2", "PY=./python"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        return done.returncode, re.findall("^ran (.*)", done.stdout, re.MULTILINE)
+
+    (tmp_path / "fails").touch()
+    code, ran = train()
+    assert code != 0
+    assert [line[:2] for line in ran] == ["01", "02", "03", "04"]
+    (tmp_path / "fails").unlink()
+    code, rest = train()
+    assert code == 0
+    assert [line[:2] for line in rest] == ["04", "07", "01", "03", "04", "07", "01", "03", "04", "07", "05", "06"]
+    assert all("SEED=2 " in line for line in (ran + rest)[:-1])
+    assert all(re.search(r" DATA=data/seed-2(/round-[12])? MODELS=models/seed-2$", line) for line in ran + rest)
+    log = (tmp_path / "data/seed-2/train/log").read_text()
+    assert re.findall("^ran (.*)", log, re.MULTILINE) == ran + rest
+    assert "told" in log
+    assert train() == (0, [])

@@ -13,7 +13,7 @@ import time
 
 from pipeline.files import suppress_stderr
 from pipeline.workers import WorkerPool
-from tools.bench_agent import bench_agent, bench_dream, make_world
+from tools.bench_agent import bench_agent, bench_dream
 from tools.bench_row import BENCH_TRACKS, NUM_ENVS, TRAINED, head, row
 
 import numpy as np
@@ -144,7 +144,7 @@ def bench_data() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for i in range(3):
             output, seconds = run_script("01_generate_data.py", folder, "ROLLOUTS=400", f"FIRST_ROLLOUT={400 * i}")
-            rates.append(int(re.search(r"([\d,]+) frames in", output)[1].replace(",", "")) / seconds)
+            rates.append(int(re.search(r"([\d,]+) steps in", output)[1].replace(",", "")) / seconds)
     row("01: random rollouts, saved frames, start included", rates)
 
 
