@@ -67,16 +67,14 @@ def threads() -> int:
 
 
 def release_memory() -> None:
-    """Give back what only the start of this process needed: freed memory, and pages of the libraries' code. On Linux.
+    """Give back what this process needed only for a while: freed memory, and pages of the libraries' code. On Linux.
 
     A third of a worker is code that TensorFlow ran once, while it was imported. Code that is needed again comes back
     from the system's cache. All workers of a computer share these pages; what each reports gets smaller.
-    From now on blocks of 1 MB and more go back as soon as they are freed.
     """
-    mmap_threshold, dontneed = -3, 4  # M_MMAP_THRESHOLD and MADV_DONTNEED of the C library
+    dontneed = 4  # MADV_DONTNEED
     try:
         libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_threshold, 2**20)
         libc.malloc_trim(0)
         lines = Path("/proc/self/maps").read_text().splitlines()
     except (OSError, AttributeError):  # no Linux, or no glibc

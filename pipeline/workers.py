@@ -196,7 +196,9 @@ def _run_share(call: bytes, total: int) -> Any:
     if _failure:
         raise _failure
     task, arguments = pickle.loads(call)
-    return task(_prepared, claim_indices(total), *arguments)
+    result = task(_prepared, claim_indices(total), *arguments)
+    environment.release_memory()
+    return result
 
 
 def _run_item(task: bytes, item: Any) -> Any:
