@@ -7,6 +7,7 @@ Both engines have one interface, and a task's result depends on its arguments al
         workers.imap_unordered(task, items)             # every item goes to a worker that is free
 """
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -150,6 +151,7 @@ def initialize(pickled: bytes) -> Any:
         environment.release_memory()
         prepared = initializer(*arguments)
         environment.release_memory()
+        gc.freeze()  # TensorFlow's half a million objects stay: the collector need not look at them again
         return prepared
     except UserError:
         raise
