@@ -345,3 +345,32 @@ def test_01_says_which_rollouts_were_made_with_other_constants(tmp_path):
         generate.MAX_ACTION_REPEAT = hold
         found = rollouts.read(tmp_path / "rollouts" / f"rollout-{seed}.npz")
         np.testing.assert_array_equal(found["action"], generate.random_rollout(env, seed, steps)["action"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_what_only_the_start_needed_is_given_back(tmp_path):
+    """Pages of code, which come back when they are needed, and freed memory."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import re
+from pathlib import Path
+from pipeline import environment
+import cv2, numpy as np
+
+def kilobytes(name):
+    return int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+picture = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
+small = cv2.resize(picture, (3, 3), interpolation=cv2.INTER_AREA)
+blocks = [bytes(50_000) for _ in range(2000)]
+del blocks[:-1]  # the last one keeps the heap from shrinking by itself
+before = kilobytes("RssFile"), kilobytes("RssAnon")
+environment.release_memory()
+after = kilobytes("RssFile"), kilobytes("RssAnon")
+assert after[0] < before[0] - 5_000, (before, after)
+assert after[1] < before[1] - 50_000, (before, after)
+assert (cv2.resize(picture, (3, 3), interpolation=cv2.INTER_AREA) == small).all()
+"""
+    )
+    subprocess.run([sys.executable, script], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from models.tracks import SELECTION_TRACKS
-from pipeline.files import load_npz, save_npz
+from pipeline.files import ensure_dir, load_npz, save_npz
 from pipeline.workers import WorkerPool, worker_pool
 from tools.local_cluster import LocalCluster
 
@@ -81,7 +81,7 @@ def measured() -> tuple[np.ndarray, dict[int, tuple[float, float]]]:
     """Both, kept in data/cluster.npz: delete it to measure again."""
     from models import loading
 
-    path = ROOT / "data" / "cluster.npz"
+    path = ensure_dir(ROOT / "data") / "cluster.npz"
     if not path.exists():
         vae, rnn, parameters = loading.load(ROOT / "models" / "trained")
         with WorkerPool(1, prepare_worker, loading.get_weights(vae, rnn), parameters) as worker:
