@@ -20,7 +20,7 @@ def choose_weights(folder: Path, *needed: str) -> Path:
     if missing and all((SHIPPED / name).exists() for name in needed):
         print(f"showing the shipped weights, models/trained: {folder} has no {missing[0]} of your own")
         return SHIPPED
-    if not missing:
+    if not missing and folder.resolve() != SHIPPED.resolve():
         print(f"showing your own weights, {folder}")
     return folder  # where something is missing, loading says what, and which script makes it
 
