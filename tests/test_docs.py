@@ -40,6 +40,10 @@ TINY = {
     "07_dream_train.py": f"{SEARCH} EPISODES=2 HARD_TRACKS=1 DREAM_ENVS=4 MAX_DREAM_STEPS=5",
     "cartpole_dqn.py": "EPISODES=2 LEARNING_STARTS=20 TRAIN_FREQUENCY=20 GRADIENT_STEPS=1 BATCH_SIZE=4 SHOW=False",
 }
+# What must be in MODELS before: 06 would show the shipped weights instead.
+V, VM = ("vae.weights.h5",), ("vae.weights.h5", "rnn.weights.h5", "dream_starts.npz")
+NEEDS = {"03_series.py": V, "04_train_rnn.py": V, "05_train_controller.py": VM, "07_dream_train.py": VM}
+NEEDS["06_visualise.py"] = (*VM, "controller.weights.h5")
 
 
 def links(text: str) -> set[str]:
@@ -199,7 +203,11 @@ class Reader:
         check_command(script_name, " ".join(arguments), self.monkeypatch)
         tiny = dict(pair.split("=", 1) for pair in (*arguments, *TINY[script_name].split()))
         command = [name, *sorted(f"{key}={value}" for key, value in tiny.items())]
-        run = tuple(word for word in command if not word.startswith("DATA="))
+        for file in NEEDS.get(script_name, ()):
+            assert Path(tiny.get("MODELS", "models"), file).exists(), f"{file} is not there yet: {shlex.join(command)}"
+        run = tuple(command)
+        if script_name == "06_visualise.py":  # nothing is made of its files
+            run = tuple(word for word in command if not word.startswith(("DATA=", "MODELS=")))
         if run in self.ran:
             return
         self.ran.add(run)
@@ -242,7 +250,8 @@ FAULTS = [
     ("python 02_train_vae.py KL_TOLERANCE=-1", "must be at least 0"),
     ("python 06_visualise.py MAX_STEPS=60", "must be 80 to 1000"),
     ("python 05_train_controller.py HARD_TRACKS=4", "must be less than EPISODES"),
-    ("python 03_series.py DATA=data/none MODELS=data/none", "01_generate_data.py first"),
+    ("python 02_train_vae.py DATA=data/none MODELS=data/none", "01_generate_data.py first"),
+    ("python 06_visualise.py DATA=data/none MODELS=data/none", "is not there yet"),
     ("cp models/vae.weights.h5 data", "No such file"),
     ("make dmo", "not in the Makefile"),
     ("rm -rf data", "no such command"),
