@@ -8,7 +8,7 @@ DEMO_04 := EPOCHS=6 FRAMES_PER_EPOCH=200000 LEARNING_RATE_DECAY=0.7
 DEMO_05 := GENERATIONS=20 EVAL_EPISODES=16
 DEMO_06 := EPISODES=10 BASELINE_EPISODES=2
 # It has folders of its own and never overwrites your weights.
-DEMO = DATA=data/demo MODELS=models/demo SEED=$(SEED)
+DEMO = DATA=data/demo MODELS=models/demo $(if $(filter-out 1,$(SEED)),SEED=$(SEED))
 
 # `make demo SEED=2` and `make train SEED=2` do the same with other random numbers.
 SEED := 1
