@@ -108,7 +108,8 @@ def validate(constants: dict[str, Any]) -> None:
     if constants["POPULATION"] < 4:
         raise UserError("POPULATION must be at least 4")
     if constants["HARD_TRACKS"] >= constants["EPISODES"]:
-        raise UserError("HARD_TRACKS must be less than EPISODES: some of the tracks must be new")
+        hard, episodes = constants["HARD_TRACKS"], constants["EPISODES"]
+        raise UserError(f"HARD_TRACKS={hard} must be less than EPISODES={episodes}: some of the tracks must be new")
     if len(SELECTION_TRACKS) < constants["EVAL_EPISODES"]:
         raise UserError(f"EVAL_EPISODES can be {len(SELECTION_TRACKS)} at most")
     if len(EVOLUTION_TRACKS) < first_track(constants, constants["GENERATIONS"] + 1):

@@ -23,6 +23,7 @@ PRODUCERS = {
     "dream_controller": "07_dream_train.py",
     "cartpole": "cartpole_dqn.py",
 }
+CHANGED = "is damaged, its numbers are not those that were saved"
 
 
 def fingerprint(arrays: Iterable[np.ndarray]) -> str:
@@ -57,13 +58,15 @@ def load(path: Path | str, model, **origin: str) -> None:
     path = Path(path)
     found = check(path, **origin)
     plain = _uncompiled(model)
-    with reading(path, producer(path), f"does not hold the weights of a {model.name} of these sizes (models/sizes.py)"):
+    with reading(
+        path,
+        producer(path),
+        f"does not hold the weights of a {model.name} of these sizes (models/sizes.py), or is damaged",
+    ):
         plain.load_weights(path)
     arrays = plain.get_weights()
     if not all(np.isfinite(array).all() for array in arrays) or found.get("weights") not in (None, fingerprint(arrays)):
-        raise UserError(
-            f"{path} is damaged, its numbers are not those that were saved: delete it and run {producer(path)}"
-        )
+        raise UserError(f"{path} {CHANGED}: delete it and run {producer(path)}")
     model.set_weights(arrays)
 
 
@@ -101,7 +104,8 @@ def load_controller(folder: Path | str, name: str, **origin: str) -> np.ndarray:
     fault = f"does not hold {PARAMETERS} finite numbers of a controller"
     with reading(path, producer(path), fault), h5py.File(path, "r") as file:
         parameters = np.asarray(file["controller"], np.float32)
-    is_whole = found.get("weights") in (None, fingerprint([parameters]))
-    if parameters.shape != (PARAMETERS,) or not np.isfinite(parameters).all() or not is_whole:
+    if parameters.shape != (PARAMETERS,) or not np.isfinite(parameters).all():
         raise UserError(f"{path} {fault}: delete it and run {producer(path)}")
+    if found.get("weights") not in (None, fingerprint([parameters])):
+        raise UserError(f"{path} {CHANGED}: delete it and run {producer(path)}")
     return parameters

@@ -396,7 +396,7 @@ def test_a_damaged_history_is_refused(tmp_path, arrays):
     ("change", "told"),
     [
         ({"POPULATION": 3}, "POPULATION must be at least 4"),
-        ({"HARD_TRACKS": 2}, "HARD_TRACKS must be less than EPISODES"),
+        ({"HARD_TRACKS": 2}, "HARD_TRACKS=2 must be less than EPISODES=2"),
         ({"EVAL_EPISODES": 101}, "EVAL_EPISODES can be 100 at most"),
         ({"SEED": 10**6}, "SEED, GENERATIONS or EPISODES is too large"),
         ({"EPISODES": 10**6}, "SEED, GENERATIONS or EPISODES is too large"),
