@@ -29,11 +29,10 @@ NOISE_STEPS = 8  # steps for which one disturbance of the action is held
 class RealWorld:
     """gym's CarRacing, seen by V and remembered by M.
 
-    `num_envs` cars drive at once. V's convolutions see the cars that drive. All else is computed for a batch of
-    `num_envs`, or the order of sums would depend on how many cars drive: a car's z, h and return are bit-identical
-    regardless of the others. An episode ends after `max_steps` at the latest. With
-    `max_idle_steps`, a car that finds no new tile for so many steps is stopped and charged what standing still until
-    the end would cost; 0 never stops one.
+    `num_envs` cars drive at once. V's convolutions see those that still drive. All else is computed for a batch of
+    `num_envs`, or the order of sums would depend on how many drive: a car's z, h and return are bit-identical
+    regardless of the others. An episode ends after `max_steps` at the latest. With `max_idle_steps`, a car that finds
+    no new tile for so many steps is stopped and charged what standing still to the end would cost; 0 never stops one.
     """
 
     def __init__(
@@ -55,8 +54,7 @@ class RealWorld:
         @tf.function(jit_compile=False)
         def observe(frames: tf.Tensor, slots: tf.Tensor, controls: tf.Tensor, state: tf.Tensor) -> tf.Tensor:
             # What M remembers of the last frame, then what V sees in this one. h and c are zero at the start.
-            # frames: of the cars that drive, and their slots; controls: the actions, and 0 at a car's first frame;
-            # state: z, h and c side by side.
+            # frames of the cars in `slots`; controls: actions, and 0 at a first frame; state: z, h, c side by side.
             actions, started = tf.split(controls, [ACTION_DIM, 1], 1)
             z, h, c = tf.split(state, [LATENT_DIM, HIDDEN_SIZE, HIDDEN_SIZE], 1)
             with keras.StatelessScope(constant_weights):
@@ -147,9 +145,9 @@ class DreamWorld:
 
     A dream starts where a real rollout was: the `starts` are windows of real frames, `mu` (n, k, 32) and `action`
     (n, k, 3), that warm M up. Which one, and all the noise, is decided by the track seed, so every candidate that
-    dreams of a track has the same noise. The reward is M's expectation (of a reward that was
-    clipped, so leaving the field costs a dream only what would have followed), the end a draw from its probability; a
-    dream is over after `max_steps` at the latest. `num_envs` dream at once, in one compiled loop.
+    dreams of a track has the same noise. The reward is M's expectation (of a reward that was clipped, so leaving the
+    field costs a dream only what would have followed), the end a draw from its probability; a dream is over after
+    `max_steps` at the latest. `num_envs` dream at once, in one compiled loop.
     """
 
     def __init__(
