@@ -80,8 +80,8 @@ class Tile(NamedTuple):
 class TileContacts(Box2D.b2ContactListener):
     """gym's `FrictionDetector` for tiles that are fixtures of one body: who is on which tile, and the rewards.
 
-    A tile is the `userData` of its fixture. gym lets the hull colour a tile too, half a frame before the front wheels
-    do: that is left out, as half of all contacts would be the hull's (`CarRacing64` tells Box2D so).
+    A fixture's `userData` is its tile or its wheel. gym lets the hull colour a tile too, half a frame before the front
+    wheels do: that is left out, as half of all contacts would be the hull's (`CarRacing64` tells Box2D so).
     """
 
     def __init__(self, game: car_racing.CarRacing, tiles: int) -> None:
@@ -115,7 +115,5 @@ _tiles: list[Tile] = []  # shared by all games: what Box2D keeps as userData is 
 
 
 def _wheel_and_tile(contact: Box2D.b2Contact) -> tuple[Box2D.b2Body, Tile]:
-    # A body's userData is gym's own Python object for it, with its `tiles`.
-    one, other = contact.fixtureA, contact.fixtureB
-    tile = one.userData
-    return (other.body.userData, tile) if tile is not None else (one.body.userData, other.userData)
+    one, other = contact.fixtureA.userData, contact.fixtureB.userData
+    return (other, one) if type(one) is Tile else (one, other)

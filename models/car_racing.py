@@ -111,6 +111,8 @@ class CarRacing64(gym_racing.CarRacing):
             self.car.__class__ = Car
             for fixture in self.car.hull.fixtures:
                 fixture.filterData = _TOUCHES_NOTHING
+            for wheel in self.car.wheels:
+                wheel.fixtures[0].userData = wheel
         self.car.leaves_skid_marks = self.render_mode in ("human", "rgb_array")  # other pictures don't show them
 
     def _create_track(self) -> bool:

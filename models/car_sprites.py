@@ -133,17 +133,19 @@ def draw_bar(picture: np.ndarray, car: car_dynamics.Car, score: float) -> None:
         _gauge("speed", floor(_GAUGE_PIXELS["speed"] * math.sqrt(vx * vx + vy * vy))),
         _gauge("steering", floor(_GAUGE_PIXELS["steering"] * wheels[0].joint.angle)),
         _gauge("turning", floor(_GAUGE_PIXELS["turning"] * hull.angularVelocity)),
-        _spin(0, spins[0], spins[1]),
-        _spin(2, spins[2], spins[3]),
+        _spins(*spins),
     ):
         part = bar[:, columns]
         cv2.add(part, sprite, part)  # not past 255: the wheels' gauges touch each other
 
 
 @lru_cache(maxsize=5_000)
-def _spin(axle: int, left: int, right: int) -> tuple[slice, np.ndarray]:
-    """The gauges of the two wheels of an axle, 0 or 2."""
-    return _cropped(cv2.add(_bar_with(axle, left), _bar_with(axle + 1, right)))
+def _spins(*pixels: int) -> tuple[slice, np.ndarray]:
+    """The gauges of the four wheels, as `_gauge`."""
+    bar = np.zeros((SIZE - GROUND, SIZE, 3), np.uint8)
+    for wheel, length in enumerate(pixels):
+        cv2.add(bar, _bar_with(wheel, length), bar)
+    return _cropped(bar)
 
 
 @lru_cache(maxsize=5_000)

@@ -21,7 +21,6 @@ with suppress_stderr():  # gym's notice, once per process otherwise
 
 SIZE = 64  # of the picture; its lowest eighth is the bar with the gauges
 GROUND = 56  # rows above the bar
-_PICTURE_CORNERS = np.array([(0, SIZE - 1, SIZE - 1, 0), (0, 0, GROUND - 1, GROUND - 1), (1, 1, 1, 1)])  # x, y, 1
 PIXELS_PER_UNIT = 1.5  # of the texture; the picture has 1.04 across and 1.30 along
 TEXTURE_SIZE = 1024
 TEXTURE_HALF_SIZE = TEXTURE_SIZE / PIXELS_PER_UNIT / 2  # units: just beyond the field, all is black out there
@@ -50,10 +49,10 @@ class Track:
         # In between are kerbs, with colours in tuples.
         self.polygon_of_tile = [i for i, (_, colour) in enumerate(self.polygons) if isinstance(colour, np.ndarray)]
         corners = _to_pixels(_narrowed(np.array([corners for corners, _ in self.polygons])))
-        self._corners = corners
-        self.origin = corners.min((0, 1)).astype(int) - MARGIN  # of the texture, in pixels of the field
-        self._end = corners.max((0, 1)).astype(int) + MARGIN + 1
-        tile_corners = _to_pixels(np.array(tiles)) - self.origin
+        origin, end = corners.min((0, 1)).astype(int) - MARGIN, corners.max((0, 1)).astype(int) + MARGIN + 1
+        self.origin, self._end = origin.tolist(), end.tolist()  # of the texture, in pixels of the field
+        self._corners = corners - origin
+        tile_corners = _to_pixels(np.array(tiles)) - origin
         low, high = tile_corners.min(1).astype(int) - 1, tile_corners.max(1).astype(int) + 2
         self._tile_boxes = np.stack((low, high), 1).tolist()
         self._tile_points = _sixteenths(tile_corners - low[:, None])
@@ -61,9 +60,9 @@ class Track:
     @cached_property
     def texture(self) -> np.ndarray:
         """The part of the field with the road, without a touched tile: uint8 (rows, columns, 3), about 1 MB."""
-        (left, bottom), (right, top) = SUPERSAMPLING * self.origin, SUPERSAMPLING * self._end
+        (left, bottom), (right, top) = np.multiply((self.origin, self._end), SUPERSAMPLING)
         large = _field()[0][bottom:top, left:right].copy()
-        for points, (_, colour) in zip(_sixteenths((self._corners - self.origin) * SUPERSAMPLING), self.polygons):
+        for points, (_, colour) in zip(_sixteenths(self._corners * SUPERSAMPLING), self.polygons):
             colour = [max(int(channel) - ROUNDING_OFFSET, 0) for channel in colour]
             cv2.fillConvexPoly(large, points, colour, cv2.LINE_AA, shift=4)
         return _halved(large)
@@ -98,20 +97,29 @@ class Track:
         """
         level, pixels, across, along = _scales(frame)
         cos, sin = math.cos(angle), math.sin(angle)
-        a, b, c, d = cos * across, sin * along, sin * across, -cos * along
+        # The picture's first pixel is this one of the field, and so far it is to the next column and row.
+        directions = a, b, c, d = cos * across, sin * along, sin * across, -cos * along
         left, top = 0.5 - SIZE / 2, 0.5 - SIZE * 3 / 4
         column = (x + TEXTURE_HALF_SIZE) * pixels - 0.5 + a * left + b * top
         row = (y + TEXTURE_HALF_SIZE) * pixels - 0.5 + c * left + d * top
-        matrix = np.array(((a, b, column), (c, d, row)))  # from a pixel of the picture to one of the field
         ground = picture[:GROUND]
         if level:
-            _warp(self.mipmaps[level - 1], matrix, ground)
+            _warp(self.mipmaps[level - 1], column, row, directions, ground)
             return
-        in_texture = matrix - [[0, 0, self.origin[0]], [0, 0, self.origin[1]]]
-        reach = in_texture @ _PICTURE_CORNERS
-        if reach.min() < 0 or (reach.max(1) > (texture.shape[1] - 1, texture.shape[0] - 1)).any():
-            _warp(_field()[1], matrix, ground)  # what the texture does not cover
-        _warp(texture, in_texture, ground, cv2.BORDER_TRANSPARENT)
+        left, bottom = self.origin
+        (x_low, x_high), (y_low, y_high) = _reach(column - left, a, b), _reach(row - bottom, c, d)
+        if x_low < 0 or y_low < 0 or x_high > texture.shape[1] or y_high > texture.shape[0]:
+            _warp(_field()[1], column, row, directions, ground)  # what the texture does not cover
+        else:  # a copy of what it needs: memory read row by row is faster than in the order of the warp
+            texture = texture[y_low:y_high, x_low:x_high].copy()
+            left, bottom = left + x_low, bottom + y_low
+        _warp(texture, column - left, row - bottom, directions, ground, cv2.BORDER_TRANSPARENT)
+
+
+def _reach(start: float, across: float, along: float) -> tuple[int, int]:
+    """In one direction of a texture: the first pixel that a picture needs, and the one after the last."""
+    across, along = across * (SIZE - 1), along * (GROUND - 1)
+    return math.floor(start + min(across, 0) + min(along, 0)), math.floor(start + max(across, 0) + max(along, 0)) + 2
 
 
 class TrackCache:
@@ -215,7 +223,15 @@ def _scales(frame: int) -> tuple[int, float, float, float]:
     return level, pixels, *(pixels * side / SIZE / zoom(frame) for side in (gym_racing.WINDOW_W, gym_racing.WINDOW_H))
 
 
-def _warp(source: np.ndarray, matrix: np.ndarray, picture: np.ndarray, border: int = cv2.BORDER_CONSTANT) -> None:
-    """Fill a picture from a texture; `matrix` (2, 3) leads from a pixel of the picture to one of the texture."""
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    cv2.warpAffine(source, matrix, picture.shape[1::-1], dst=picture, flags=flags, borderMode=border)
+def _warp(
+    source: np.ndarray,
+    column: float,
+    row: float,
+    directions: tuple[float, float, float, float],
+    picture: np.ndarray,
+    border: int = cv2.BORDER_CONSTANT,
+) -> None:
+    """Fill a picture's ground from a texture, from (column, row) on."""
+    a, b, c, d = directions
+    matrix = np.array(((a, b, column), (c, d, row)))
+    cv2.warpAffine(source, matrix, (SIZE, GROUND), picture, cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, border)

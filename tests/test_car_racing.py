@@ -137,7 +137,8 @@ def test_beyond_its_texture_a_car_sees_the_field(monkeypatch):
         env, seen = CarRacing64("fast"), []
         car_racing._tracks.tracks.clear()
         env.reset(seed=3005)
-        (left, bottom), (right, top) = env._drawn.origin + env_margin, env._drawn._end - env_margin
+        left, bottom = np.array(env._drawn.origin) + env_margin
+        right, top = np.array(env._drawn._end) - env_margin
         corners = np.array([(left, bottom), (right, top), (left, (bottom + top) / 2), (right + 60, top), (0, 500)])
         for x, y in corners / car_track.PIXELS_PER_UNIT - car_track.TEXTURE_HALF_SIZE:
             seen += [env.place(x, y, angle, 0.0) for angle in (0.0, 1.0, 2.0, 4.0)]
@@ -152,6 +153,20 @@ def test_beyond_its_texture_a_car_sees_the_field(monkeypatch):
     assert len(np.unique(large.reshape(len(large), -1), axis=0)) == len(large)
     np.testing.assert_allclose(small.astype(int), large, atol=1)
     car_racing._tracks.tracks.clear()
+
+
+def test_a_picture_is_drawn_from_as_much_of_the_texture_as_it_needs(fast, monkeypatch):
+    """Drawn from the part that `_reach` says, and from the whole texture: the same to the last bit."""
+    fast.reset(seed=3005)
+
+    def pictures() -> np.ndarray:
+        places = np.random.default_rng(0).choice(fast.track, 40)
+        return np.array([fast.place(x, y, 7 * angle, 0.0) for angle, _, x, y in places])
+
+    pictures()  # touches the tiles there
+    part = pictures()
+    monkeypatch.setattr(car_track, "_reach", lambda *_: (-1, 0))  # never covered: the field, then all of the texture
+    np.testing.assert_array_equal(part, pictures())
 
 
 def test_box2d_frees_the_shapes_of_a_track_that_is_gone(fast):
