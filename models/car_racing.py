@@ -102,7 +102,7 @@ class CarRacing64(gym_racing.CarRacing):
     def touch(self, tile: int) -> None:
         """Give a tile the colour of a touched one, in our pictures and in gym's."""
         self._touched.append(tile)
-        polygon = self._drawn.polygon_of_tile[tile]
+        polygon = self._polygon_of_tile[tile]
         self.road_poly[polygon] = (self.road_poly[polygon][0], self.road_color)
 
     def _use_fast_car(self) -> None:
@@ -120,8 +120,8 @@ class CarRacing64(gym_racing.CarRacing):
             return super()._create_track()
         track = _tracks.get(self._seed, self.np_random)
         self.track, self.road_poly = track.points, track.polygons.copy()
-        self._drawn, self._touched = track, []
-        self._texture = track.texture.copy()
+        self._polygon_of_tile = track.polygon_of_tile
+        self._ground, self._touched = car_track.Ground(track), []
         contacts = TileContacts(self, len(track.tiles))
         # gym has a body for each tile. One with all of them is the same to a car, and half of the work.
         ground = self.world.CreateStaticBody()
@@ -140,13 +140,13 @@ class CarRacing64(gym_racing.CarRacing):
         if not self.fast:
             return cv2.resize(super()._render(mode), (SIZE, SIZE), interpolation=cv2.INTER_AREA)
         for tile in self._touched:
-            self._drawn.touch(self._texture, tile)
+            self._ground.touch(tile)
         self._touched.clear()
         frame = min(round(self.t * gym_racing.FPS), ZOOM_FRAMES)
         picture = np.empty((SIZE, SIZE, 3), np.uint8)
         hull = self.car.hull
         position = hull.position
-        self._drawn.draw(picture, self._texture, frame, position.x, position.y, hull.angle)
+        self._ground.draw(picture, frame, position.x, position.y, hull.angle)
         car_sprites.draw_car(picture, self.car, frame)
         car_sprites.draw_bar(picture, self.car, self.reward)
         return picture

@@ -54,8 +54,8 @@ class Track:
         self._corners = corners - origin
         tile_corners = _to_pixels(np.array(tiles)) - origin
         low, high = tile_corners.min(1).astype(int) - 1, tile_corners.max(1).astype(int) + 2
-        self._tile_boxes = np.stack((low, high), 1).tolist()
-        self._tile_points = _sixteenths(tile_corners - low[:, None])
+        self.tile_boxes = np.stack((low, high), 1).tolist()
+        self.tile_points = _sixteenths(tile_corners - low[:, None])
 
     @cached_property
     def texture(self) -> np.ndarray:
@@ -78,21 +78,33 @@ class Track:
             levels.append(_halved(levels[-1]))
         return levels
 
-    def touch(self, texture: np.ndarray, tile: int) -> None:
-        """Take the tint of an untouched tile (2 or 5 of 255) off a car's copy of the texture."""
+
+class Ground:
+    """What a car sees of its track. It has a copy of the texture, where the tiles that it touched lose their tint.
+
+    It holds no more of the track than it needs, and the mipmaps only until the zoom is over.
+    """
+
+    def __init__(self, track: Track) -> None:
+        self.texture, self.origin = track.texture.copy(), track.origin
+        self._mipmaps = track.mipmaps
+        self._tile_boxes, self._tile_points = track.tile_boxes, track.tile_points
+
+    def touch(self, tile: int) -> None:
+        """Take off the tint of an untouched tile (2 or 5 of 255)."""
         tint = int(0.01 * (tile % 3) * 255)
         if not tint:
             return
         (left, bottom), (right, top) = self._tile_boxes[tile]
         mask = np.zeros((top - bottom, right - left, 3), np.uint8)
         cv2.fillConvexPoly(mask, self._tile_points[tile], (tint,) * 3, cv2.LINE_AA, shift=4)
-        place = texture[bottom:top, left:right]
+        place = self.texture[bottom:top, left:right]
         cv2.subtract(place, mask, place)  # not below 0: the tint may reach into a red kerb
 
-    def draw(self, picture: np.ndarray, texture: np.ndarray, frame: int, x: float, y: float, angle: float) -> None:
+    def draw(self, picture: np.ndarray, frame: int, x: float, y: float, angle: float) -> None:
         """Draw the world around a car at (x, y) that faces `angle` into a picture, uint8 (64, 64, 3), all but the bar.
 
-        `texture` is the car's own copy of the track's. `frame` is how far the zoom has come, up to `ZOOM_FRAMES`.
+        `frame` is how far the zoom has come, up to `ZOOM_FRAMES`; it must not go back once it is in.
         The car is in the middle, a quarter from the bottom.
         """
         level, pixels, across, along = _scales(frame)
@@ -104,9 +116,10 @@ class Track:
         row = (y + TEXTURE_HALF_SIZE) * pixels - 0.5 + c * left + d * top
         ground = picture[:GROUND]
         if level:
-            _warp(self.mipmaps[level - 1], column, row, directions, ground)
+            _warp(self._mipmaps[level - 1], column, row, directions, ground)
             return
-        left, bottom = self.origin
+        self._mipmaps = []
+        texture, (left, bottom) = self.texture, self.origin
         (x_low, x_high), (y_low, y_high) = _reach(column - left, a, b), _reach(row - bottom, c, d)
         if x_low < 0 or y_low < 0 or x_high > texture.shape[1] or y_high > texture.shape[0]:
             _warp(_field()[1], column, row, directions, ground)  # what the texture does not cover

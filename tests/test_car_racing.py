@@ -1,5 +1,7 @@
 """The fast game against gym's own: models/car_*.py. On 24 tracks: python -m tools.compare."""
 
+import weakref
+
 from models import car_physics, car_racing, car_track
 from models.car_racing import CarRacing64
 from tools import compare
@@ -137,12 +139,13 @@ def test_beyond_its_texture_a_car_sees_the_field(monkeypatch):
         env, seen = CarRacing64("fast"), []
         car_racing._tracks.tracks.clear()
         env.reset(seed=3005)
-        left, bottom = np.array(env._drawn.origin) + env_margin
-        right, top = np.array(env._drawn._end) - env_margin
+        track = car_racing._tracks.tracks[3005]
+        left, bottom = np.array(track.origin) + env_margin
+        right, top = np.array(track._end) - env_margin
         corners = np.array([(left, bottom), (right, top), (left, (bottom + top) / 2), (right + 60, top), (0, 500)])
         for x, y in corners / car_track.PIXELS_PER_UNIT - car_track.TEXTURE_HALF_SIZE:
             seen += [env.place(x, y, angle, 0.0) for angle in (0.0, 1.0, 2.0, 4.0)]
-        assert env._texture.shape[1] == right - left + 2 * env_margin
+        assert env._ground.texture.shape[1] == right - left + 2 * env_margin
         return np.array(seen)
 
     env_margin = car_track.MARGIN
@@ -172,7 +175,19 @@ def test_a_picture_is_drawn_from_as_much_of_the_texture_as_it_needs(fast, monkey
 def test_box2d_frees_the_shapes_of_a_track_that_is_gone(fast):
     """Given to a definition, a shape is no longer freed with its Python half: 90 KB for each new track."""
     fast.reset(seed=3005)
-    assert all(shape.thisown for shape in fast._drawn.tiles)
+    assert all(shape.thisown for shape in car_racing._tracks.tracks[3005].tiles)
+
+
+def test_a_car_does_not_keep_the_memory_of_a_track(fast):
+    """Only the cache holds a track, and a car its mipmaps only until it sees no more of them: 2 MB for each car."""
+    fast.reset(seed=3005)
+    track, mipmaps = (weakref.ref(what) for what in (car_racing._tracks.tracks[3005], fast._ground._mipmaps[0]))
+    car_racing._tracks.tracks.clear()
+    assert track() is None
+    assert mipmaps() is not None
+    for _ in range(car_track.ZOOM_FRAMES):
+        fast.step([0, 0, 0])
+    assert mipmaps() is None
 
 
 def test_a_kerb_of_no_width_is_drawn_without_one():
@@ -184,20 +199,20 @@ def test_a_kerb_of_no_width_is_drawn_without_one():
 def test_tiles_change_colour_when_they_are_touched(fast):
     """gym paints the tiles in three shades of grey and takes the tint off when a wheel first touches one."""
     fast.reset(seed=3005)
-    untouched = fast._drawn.texture
+    track, ground = car_racing._tracks.tracks[3005], fast._ground
     driver = Driver(fast, 1, speed=60)
     for _ in range(150):
         fast.step(driver())
     visited = fast.world.contactListener.visited
     for i in range(len(visited)):
-        corners, colour = fast.road_poly[fast._drawn.polygon_of_tile[i]]
-        column, row = (car_track._to_pixels(np.mean(corners, 0)) - fast._drawn.origin).astype(int)
+        corners, colour = fast.road_poly[track.polygon_of_tile[i]]
+        column, row = (car_track._to_pixels(np.mean(corners, 0)) - track.origin).astype(int)
         tint = (0, 2, 5)[i % 3]
         np.testing.assert_allclose(colour, 102 if visited[i] else 102 + 2.55 * (i % 3))  # for gym's own pictures
         if not visited[i]:
-            np.testing.assert_array_equal(untouched[row, column], fast._texture[row, column])
+            np.testing.assert_array_equal(track.texture[row, column], ground.texture[row, column])
         elif 3 < i < 250 and visited[i + 1] and visited[i - 1]:
-            np.testing.assert_array_equal(untouched[row, column].astype(int) - tint, fast._texture[row, column])
+            np.testing.assert_array_equal(track.texture[row, column].astype(int) - tint, ground.texture[row, column])
     assert 10 < sum(visited) == fast.tile_visited_count < len(visited)
 
 

@@ -182,6 +182,9 @@ SECTIONS = {
 }
 
 if __name__ == "__main__":
+    chosen = sys.argv[1:] or list(SECTIONS)
+    if unknown := set(chosen) - SECTIONS.keys():
+        sys.exit(f"{', '.join(sorted(unknown))}: no section; there are {', '.join(SECTIONS)}")
     print(head())
-    for section in sys.argv[1:] or SECTIONS:
+    for section in chosen:
         SECTIONS[section]()
