@@ -22,7 +22,7 @@ with files.suppress_stderr():  # notices of gym and TensorFlow
 
 SEED: script.NonNegativeInt = 0  # another seed is another run
 EPISODES = 1_500  # training episodes at most: training stops when the task is solved. Tutorial: 10,000
-GAMMA = 0.995  # discount factor. Tutorial: 0.95, too short-sighted to see a slow drift off the track
+GAMMA = 0.995  # discount factor. Tutorial: 0.95, which hardly sees a fall that is 100 steps ahead
 N_STEPS = 10  # rewards in a target before the network's estimate. Tutorial: 1, which learns slowly and forgets
 BUFFER_SIZE = 50_000  # transitions in the replay buffer. Tutorial: 2,000, soon full of nothing but success
 LEARNING_STARTS = 1_000  # transitions in the buffer before the first replay. Tutorial: 32

@@ -57,17 +57,24 @@ def load(path: Path | str, model, **origin: str) -> None:
     """
     path = Path(path)
     found = check(path, **origin)
+    if _number_of_weights(path) != model.count_params():
+        raise UserError(
+            f"{path} holds a {model.name} of other sizes than models/sizes.py: change them back, or run {producer(path)}"
+        )
     plain = _uncompiled(model)
-    with reading(
-        path,
-        producer(path),
-        f"does not hold the weights of a {model.name} of these sizes (models/sizes.py), or is damaged",
-    ):
+    with reading(path, producer(path), f"does not hold the weights of a {model.name}"):
         plain.load_weights(path)
     arrays = plain.get_weights()
     if not all(np.isfinite(array).all() for array in arrays) or found.get("weights") not in (None, fingerprint(arrays)):
         raise UserError(f"{path} {CHANGED}: delete it and run {producer(path)}")
     model.set_weights(arrays)
+
+
+def _number_of_weights(path: Path) -> int:
+    sizes: list[int] = []
+    with reading(path, producer(path)), h5py.File(path, "r") as file:
+        file.visititems(lambda _, item: sizes.append(getattr(item, "size", 0)))  # a group has none
+    return sum(sizes)
 
 
 def _uncompiled(model):

@@ -132,7 +132,8 @@ class ActorPool:
         self.losses, self.share = 0, itertools.count()
         self._start_indices()
         nodes = sum(node["Alive"] for node in ray.nodes())
-        print(f"Ray cluster {cluster}: {nodes} nodes, {cpus()} CPUs, {self.count} actors", flush=True)
+        address = ray.get_runtime_context().gcs_address
+        print(f"Ray cluster {address}: {nodes} nodes, {cpus()} CPUs, {self.count} actors", flush=True)
         self._grow(self.count)
 
     @property

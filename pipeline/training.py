@@ -144,6 +144,11 @@ class ResumableTraining(keras.callbacks.Callback):
         )
         print(f"epoch {self.epoch}: {metrics}{' (best so far)' if is_best else ''}", flush=True)
 
+    def on_train_end(self, logs: dict | None = None) -> None:
+        """With FINE_TUNE nothing may have become better."""
+        if self.best["epoch"] == 0:
+            print(f"no epoch was better than the weights that training began with: {self.weights_path} keeps those")
+
     def save(self) -> None:
         """Write the checkpoint."""
         kinds = (("model", self.model.weights), ("optimizer", self.model.optimizer.variables))

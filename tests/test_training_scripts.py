@@ -212,6 +212,8 @@ def test_finished_changed_and_going_on(copy, script, name):
     assert [entry["epoch"] for entry in history(copy, name)] == [0, 1]
     best = min(entry["val_loss"] for entry in before)
     assert history(copy, name)[0]["val_loss"] == pytest.approx(best, rel=1e-5)  # it began with the best weights
+    none_better = history(copy, name)[0]["val_loss"] <= history(copy, name)[1]["val_loss"]
+    assert ("no epoch was better" in printed) == none_better
 
 
 @pytest.mark.parametrize("script", ["02_train_vae.py", "04_train_rnn.py"])

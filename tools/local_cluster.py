@@ -44,7 +44,10 @@ class LocalCluster:
 
 def main() -> None:
     """Run a cluster until Ctrl-C."""
-    nodes, cpus = (int(argument) for argument in (*sys.argv[1:3], *("2", "1")[len(sys.argv) - 1 :]))
+    try:
+        nodes, cpus = (int(argument) for argument in (*sys.argv[1:3], *("2", "1")[len(sys.argv) - 1 :]))
+    except ValueError:
+        sys.exit(__doc__)
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore Ctrl-C
         signal.signal(number, signal.default_int_handler)
     cluster = LocalCluster(nodes, cpus)
