@@ -7,16 +7,19 @@ Both engines have one interface, and a task's result depends on its arguments al
         workers.imap_unordered(task, items)             # every item goes to a worker that is free
 """
 
+import contextlib
 import gc
 import multiprocessing
 import os
 import pickle
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
+from multiprocessing.reduction import DupFd
 from typing import Any
 
 from pipeline import UserError, environment
@@ -50,7 +53,7 @@ class WorkerPool:
     """
 
     def __init__(self, count: int, initializer: Callable, *arguments: Any) -> None:
-        self.count, self.initializer = count, cloudpickle.dumps((initializer, arguments))
+        self.count, self.initializer = count, _Parcel(cloudpickle.dumps((initializer, arguments)))
         self._start()
 
     def _start(self) -> None:
@@ -59,12 +62,21 @@ class WorkerPool:
         # Ctrl-C reaches every process of the terminal; only the parent should answer, so the children start deaf.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            self.pool = ProcessPoolExecutor(self.count, context, _initialize, (self.next, [self.initializer]))
-            for _ in range(self.count):
-                self.pool.submit(int)
+            self.pool = ProcessPoolExecutor(self.count, context, _initialize, (self.next, self.initializer))
+            with contextlib.suppress(BrokenProcessPool):  # the first task says so
+                for _ in range(self.count):
+                    self._submit(int)
             self.processes = multiprocessing.active_children()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def _submit(self, task: Callable, *arguments: Any) -> Future:
+        try:
+            return self.pool.submit(task, *arguments)
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # such as too many processes
+                raise
+            raise BrokenProcessPool from error  # "handle is closed": the pool broke just now
 
     def run_on_all(self, task: Callable, total: int, *arguments: Any) -> list:
         """Call `task(prepared, indices, *arguments)` in every worker and return the results.
@@ -76,7 +88,7 @@ class WorkerPool:
         for attempt in range(RETRIES + 1):
             self.next.value = 0
             try:
-                futures = [self.pool.submit(_run_share, call, total) for _ in range(self.count)]
+                futures = [self._submit(_run_share, call, total) for _ in range(self.count)]
                 return [future.result() for future in futures]
             except BrokenProcessPool:
                 self._replace(attempt)
@@ -90,7 +102,7 @@ class WorkerPool:
             try:
                 while todo or running:
                     while todo and len(running) < 2 * self.count:
-                        future = self.pool.submit(_run_item, pickled, todo[0])
+                        future = self._submit(_run_item, pickled, todo[0])
                         running[future] = todo.pop(0)  # only now: a broken pool takes no task
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         result = future.result()
@@ -123,6 +135,27 @@ class WorkerPool:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # After Ctrl-C nobody waits for what the workers are at: they end with this process.
         self.pool.shutdown(wait=kind is not KeyboardInterrupt, cancel_futures=True)
+
+
+class _Parcel:
+    """Bytes for new processes, which arrive there as a list of one; they travel in a file without a name.
+
+    Otherwise they would travel through a pipe, and this process would wait for ever on a new one that was killed
+    before it had read them.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115  open as long as there may be new processes
+        self.file.write(content)
+        self.file.flush()
+
+    def __reduce__(self) -> tuple:
+        return _unpack, (DupFd(self.file.fileno()),)
+
+
+def _unpack(descriptor: Any) -> list[bytes]:
+    with open(descriptor.detach(), "rb") as file:
+        return [os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0)]  # all share one position in it
 
 
 def cause_of_death(exit_codes: list[int | None]) -> str:
@@ -165,13 +198,13 @@ _failure: UserError | None = None
 _next: Any = None
 
 
-def _initialize(counter: Any, pickled: list[bytes]) -> None:
+def _initialize(counter: Any, parcel: Any) -> None:
     global _prepared, _failure, _next
     threading.Thread(target=exit_with_parent, daemon=True).start()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _next = counter
     try:
-        _prepared = initialize(pickled.pop())  # V and M: the pool would keep them, 19 MB
+        _prepared = initialize(parcel.pop())  # V and M: the pool would keep them, 19 MB
     except UserError as error:  # an exception here would be a traceback and a broken pool: the tasks raise it
         _failure = error
 

@@ -2,6 +2,8 @@
 
 import errno
 import itertools
+import multiprocessing.resource_tracker
+import multiprocessing.spawn
 import os
 import signal
 import subprocess
@@ -93,6 +95,17 @@ def test_workers_have_one_thread_and_no_gpu(two):
     assert len(found) == 2
     assert os.getpid() not in {pid for pid, _, _ in found}
     assert {rest for _, *rest in found for rest in [tuple(rest)]} == {("-1", "1")}
+
+
+def test_processes_that_die_before_they_have_read_their_arguments(monkeypatch):
+    """Through a pipe a megabyte would not fit: the parent would wait for ever for the one who reads it."""
+    multiprocessing.resource_tracker.ensure_running()
+    monkeypatch.setattr(multiprocessing.spawn, "_python_exe", b"/bin/false")
+    with (
+        pytest.raises(UserError, match=f"died {RETRIES + 1} times in a row"),
+        WorkerPool(2, len, bytes(10**6)) as workers,
+    ):
+        workers.run_on_all(claimed, 4)
 
 
 @pytest.mark.parametrize("task", [full, refuse])

@@ -43,7 +43,7 @@ class ClusterCases:
     def working(self, run, share: float, seconds: float) -> None:
         """Wait until the actors are at work, then for this share of the seconds that a local run takes."""
         if not (run.until(lambda: len(actors(b"ray::Worker.run")) == 2) and run.running(share * seconds)):
-            raise self.tools.Failed("it was over too soon")
+            raise self.tools.TooSoon("it was over too soon")
 
     def finish(self, run, folder: Path, expected: dict) -> str:
         """It ends well, leaves the same files, and no actor."""
