@@ -58,8 +58,8 @@ def load(path: Path | str, model, **origin: str) -> None:
     path = Path(path)
     found = check(path, **origin)
     if _number_of_weights(path) != model.count_params():
-        cure = f"change them back, or run {producer(path)}"
-        raise UserError(f"{path} holds a {model.name} of other sizes than models/sizes.py: {cure}")
+        cure = f"change models/sizes.py back if you changed it, or move the file away and run {producer(path)}"
+        raise UserError(f"{path} does not hold the weights of a {model.name} of this size: {cure}")
     plain = _uncompiled(model)
     with reading(path, producer(path), f"does not hold the weights of a {model.name}"):
         plain.load_weights(path)

@@ -56,4 +56,4 @@ def test_weights_of_other_sizes_are_one_line(smaller, untrained):
     result = run(smaller, "06_visualise.py", f"MODELS={untrained} DATA={smaller / 'other'}")
     assert result.returncode == 1
     (line,) = result.stderr.strip().splitlines()
-    assert "vae.weights.h5 holds a vae of other sizes than models/sizes.py: change them back" in line
+    assert "vae.weights.h5 does not hold the weights of a vae of this size: change models/sizes.py back" in line
