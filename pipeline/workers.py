@@ -176,7 +176,7 @@ def initialize(pickled: bytes) -> Any:
     environment.hide_gpu()
     for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
         os.environ[name] = "1"
-    os.environ["TF_ONEDNN_USE_SYSTEM_ALLOCATOR"] = "1"  # its own one keeps what it has had: 60 MB
+    os.environ["TF_ONEDNN_USE_SYSTEM_ALLOCATOR"] = "1"  # its own one keeps what it has had: 30 to 60 MB
     try:
         import cv2
 

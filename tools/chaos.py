@@ -238,7 +238,8 @@ class Chaos:
                 one()
                 return
             except TooSoon:
-                self.references = {script: (found, 0.7 * time) for script, (found, time) in self.references.items()}
+                for script, (found, seconds) in self.references.items():
+                    self.references[script] = found, 0.7 * seconds
         one()
 
     def kills(self, script: str, count: int) -> None:
