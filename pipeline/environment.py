@@ -4,6 +4,7 @@
 scripts do the same.
 """
 
+import atexit
 import contextlib
 import ctypes
 import io
@@ -158,11 +159,13 @@ def catch_signals() -> None:
     """Ctrl-C, and SIGTERM (a computer that shuts down), end a script with one line and exit code 130.
 
     While it imports or has not begun they end it at once: an import may swallow an exception. Within `interruptible`
-    they raise KeyboardInterrupt, so that what is open is closed; a second one ends it at once again.
+    they raise KeyboardInterrupt, so that what is open is closed; a second one ends it at once again. While Python shuts
+    down, all is done: Ctrl-C is ignored. Python itself would let it end the process with no line, as if it had failed.
     """
     signal.signal(signal.SIGTERM, _on_signal)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a shell's background jobs ignore it
         signal.signal(signal.SIGINT, _on_signal)
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
 
 @contextlib.contextmanager

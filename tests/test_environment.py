@@ -241,6 +241,25 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path):
     assert time.monotonic() - begun < 15
 
 
+AT_THE_END = """
+import os, signal
+from pipeline import script
+DATA = "data"
+class Last:
+    def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGINT):
+        kill(pid, number)
+last = Last()  # goes when Python clears the modules
+def main():
+    print("done")
+script.run(main, globals())
+"""
+
+
+def test_ctrl_c_when_all_is_done(tmp_path):
+    result = run(AT_THE_END, tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"done\n", b"")
+
+
 def test_a_background_job_goes_on_after_ctrl_c(tmp_path):
     code = "import os, signal\nfrom pipeline import script\nDATA = 'data'\n"
     code += "def main():\n    os.kill(os.getpid(), signal.SIGINT)\n    print('on')\nscript.run(main, globals())"

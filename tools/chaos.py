@@ -295,6 +295,8 @@ class Chaos:
         if run.running(self.random.uniform(0.0, 0.9) * seconds):
             os.killpg(run.process.pid, signal.SIGINT)
             code = run.end(10)
+            if code == 0:
+                raise TooSoon("it was over too soon")
             _, err = run.read()
             lines = err.strip().splitlines()
             if code != 130 or len(lines) != 1 or "continues from what is saved" not in err:
