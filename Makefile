@@ -60,9 +60,10 @@ demo: setup
 	@echo; echo 'The demo made:'; find data/demo -name '*.gif' -o -name '*.mp4' -o -name '*.png' | sort | sed 's/^/  /'
 
 # All steps at tutorial scale, the dream first. In each of two rounds a controller learns in M's dream, then drives on 400
-# new tracks with noise on its actions, and M is trained further with these rollouts. Last, C learns on the real track and
-# starts from the dream controller. A finished step leaves a mark in data/train: run the command again to continue.
-# Everything is also written to data/train/log. A SEED other than 1 has folders of its own.
+# new tracks with noise on its actions, and M is trained further with these rollouts. A last dream controller is trained,
+# in two searches; the second takes small steps. Then C learns on the real track and starts from the dream controller.
+# A finished step leaves a mark in data/train: run the command again to continue. Everything is also written to
+# data/train/log. A SEED other than 1 has folders of its own.
 DATA := data$(if $(filter-out 1,$(SEED)),/seed-$(SEED))
 MODELS := models$(if $(filter-out 1,$(SEED)),/seed-$(SEED))
 MARKS := $(DATA)/train
@@ -71,6 +72,7 @@ step = @test -e $(MARKS)/$(1) || { mkdir -p $(MARKS) && { echo "== $$(date '+%F 
 	$(PY) $(2) DATA=$(or $(3),$(DATA)) MODELS=$(MODELS) && touch $(MARKS)/$(1); } 2>&1 | tee -ai $(MARKS)/log; \
 	test -e $(MARKS)/$(1); }
 DRIVE := POLICY=controller CONTROLLER=dream_controller ROLLOUTS=400 MAX_STEPS=600
+DREAM := TEMPERATURE=0.7
 FURTHER := FINE_TUNE=True EPOCHS=12 LEARNING_RATE=0.001 LEARNING_RATE_DECAY=0.8
 # For a controller that drives already: smaller steps, and half of the tracks are ones with low returns.
 FINER := SIGMA=0.04 WHITEN=True COMPONENTS=30 POPULATION=24 EPISODES=6 HARD_TRACKS=3 EVAL_EPISODES=100
@@ -80,15 +82,16 @@ train: setup
 	$(call step,02,02_train_vae.py SEED=$(SEED))
 	$(call step,03,03_series.py SEED=$(SEED))
 	$(call step,04,04_train_rnn.py SEED=$(SEED))
-	$(call step,round-1-07,07_dream_train.py SEED=$(SEED),$(DATA)/round-1)
+	$(call step,round-1-07,07_dream_train.py SEED=$(SEED) $(DREAM),$(DATA)/round-1)
 	$(call step,round-1-01,01_generate_data.py SEED=$(SEED) FIRST_ROLLOUT=10000 $(DRIVE))
 	$(call step,round-1-03,03_series.py SEED=$(SEED))
 	$(call step,round-1-04,04_train_rnn.py SEED=$(SEED) $(FURTHER))
-	$(call step,round-2-07,07_dream_train.py SEED=$(SEED),$(DATA)/round-2)
+	$(call step,round-2-07,07_dream_train.py SEED=$(SEED) $(DREAM),$(DATA)/round-2)
 	$(call step,round-2-01,01_generate_data.py SEED=$(SEED) FIRST_ROLLOUT=20000 $(DRIVE))
 	$(call step,round-2-03,03_series.py SEED=$(SEED))
 	$(call step,round-2-04,04_train_rnn.py SEED=$(SEED) $(FURTHER))
-	$(call step,07,07_dream_train.py SEED=$(SEED))
+	$(call step,07,07_dream_train.py SEED=$(SEED) $(DREAM))
+	$(call step,07-finer,07_dream_train.py SEED=$(SEED) $(DREAM) INIT_FROM=dream_controller SIGMA=0.03 GENERATIONS=30,$(DATA)/finer)
 	$(call step,05,05_train_controller.py SEED=$(SEED) INIT_FROM=dream_controller $(FINER) GENERATIONS=110)
 	$(call step,06,06_visualise.py)
 
