@@ -29,7 +29,7 @@ all: setup help
 
 help:
 	@echo '.venv/bin/python 06_visualise.py   shows the shipped agent driving: start here'
-	@echo 'make demo    the whole tutorial, small: trains an agent in 13 to 22 minutes and shows it driving'
+	@echo 'make demo    the whole tutorial, small: trains an agent in about a quarter of an hour and shows it driving'
 	@echo 'make train   every step at tutorial scale: two to three hours'
 	@echo 'make dream   a page to drive in the dream, made from your own weights or the shipped ones, and served to your browser'
 	@echo 'make test    the tests'
