@@ -32,6 +32,7 @@ FEATURES: Literal["zh", "z"] = "zh"  # what C sees: "zh" is z and h, "z" is V al
 MAX_IDLE_STEPS: NonNegativeInt = 100  # steps without a new tile before an episode is stopped; 0: never
 EVAL_EVERY = 10  # generations from one evaluation of the mean on the selection tracks to the next (tutorial 25)
 EVAL_EPISODES = 32  # episodes in an evaluation, at most 100: the selection tracks (tutorial 100)
+AVERAGE = 1  # the last means of the search whose average is evaluated and kept; 10 where the mean wanders
 # Where the search starts: zeros, or a controller in MODELS
 INIT_FROM: Literal["zero", "dream_controller", "controller"] = "zero"
 SEED: NonNegativeInt = 1  # of the search and of its tracks

@@ -32,6 +32,7 @@ FEATURES: Literal["zh", "z"] = "zh"  # what C sees: "zh" is z and h, "z" is z al
 MAX_IDLE_STEPS: NonNegativeInt = 100  # steps without a new real tile before an episode is stopped; 0: never
 EVAL_EVERY = 20  # generations from one evaluation of the mean, in the dream and on the selection tracks, to the next
 EVAL_EPISODES = 16  # episodes in an evaluation, at most 100: the selection tracks, and as many dreams
+AVERAGE = 1  # the last means of the search whose average is evaluated and kept; 10 where the mean wanders
 # Where the search starts: zeros, or a controller in MODELS
 INIT_FROM: Literal["zero", "dream_controller", "controller"] = "zero"
 SEED: NonNegativeInt = 1  # of the search and of the dreams

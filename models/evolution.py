@@ -4,6 +4,7 @@ CMA-ES itself is pycma's (Hansen 2016, arXiv:1604.00772).
 """
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,18 @@ class CMAES:
 
     The same x0, basis, seed and fitnesses give the same search, to the last bit. With `diagonal` it learns a variance
     for each direction instead of a full covariance matrix (sep-CMA-ES, Ros & Hansen 2008), which takes far fewer
-    generations where the directions are the right ones.
+    generations where the directions are the right ones. Its result is the average of its last `average` means.
     """
 
     def __init__(
-        self, x0: np.ndarray, basis: np.ndarray, population: int, sigma: float, seed: int, diagonal: bool
+        self,
+        x0: np.ndarray,
+        basis: np.ndarray,
+        population: int,
+        sigma: float,
+        seed: int,
+        diagonal: bool,
+        average: int = 1,
     ) -> None:
         import cma
 
@@ -48,6 +56,7 @@ class CMAES:
                 "verb_log": 0,
             },
         )
+        self.means = deque([self.cma.mean], average)
 
     def ask(self) -> np.ndarray:
         """The candidates of the next generation, (population, 867)."""
@@ -59,11 +68,16 @@ class CMAES:
         if not np.isfinite(fitness).all():
             raise ValueError("a fitness that is not finite")
         self.cma.tell(self.asked, (-fitness).tolist())
+        self.means.append(self.cma.mean)
 
     @property
     def mean(self) -> np.ndarray:
-        """The mean of the distribution, (867,): the result of the search. A best candidate's fitness is mostly luck."""
-        return self._controllers(self.cma.mean[None])[0]
+        """The result of the search, (867,): a best candidate's fitness is mostly luck.
+
+        It is the mean of the distribution, or the average of the last ones: late in a search the mean wanders around
+        an optimum, and the average lies closer to it (Polyak & Juditsky 1992).
+        """
+        return self._controllers(np.mean(self.means, 0)[None])[0]
 
     def _controllers(self, numbers: np.ndarray) -> np.ndarray:
         steps = self.basis.T @ numbers.reshape(len(numbers), -1, controller.ACTIONS)
@@ -160,7 +174,7 @@ class Evolution:
             self.record = load_history(history_path, self.settings, worlds)
         else:
             self.record = new_record(initial_controller(self.settings, best_path.parent, basis), basis, worlds)
-        names = ("POPULATION", "SIGMA", "SEED", "DIAGONAL")
+        names = ("POPULATION", "SIGMA", "SEED", "DIAGONAL", "AVERAGE")
         start = np.array(self.record["x0"]), np.array(self.record["basis"])
         self.es = CMAES(*start, *(self.settings[name] for name in names))
         self._replay()

@@ -20,6 +20,7 @@ CONSTANTS = {
     "SIGMA": 0.1,
     "SEED": 3,
     "DIAGONAL": True,
+    "AVERAGE": 2,
     "FEATURES": "zh",
     "INIT_FROM": "zero",
     "SCRIPT": "05_train_controller.py",
@@ -130,6 +131,17 @@ def test_the_same_seed_and_fitnesses_replay_the_search_to_the_last_bit(diagonal)
         other.ask().tobytes()
         != evolution.CMAES(np.zeros(39), np.eye(13), 8, 0.1, seed=4, diagonal=diagonal).ask().tobytes()
     )
+
+
+def test_the_result_is_the_average_of_the_last_means():
+    plain, averaged = (evolution.CMAES(np.zeros(21), np.eye(7), 8, 0.1, 1, False, average) for average in (1, 3))
+    means = [plain.mean]
+    for _ in range(5):
+        for search in (plain, averaged):
+            search.tell(-(search.ask() ** 2).sum(1))
+        means.append(plain.mean)
+        np.testing.assert_allclose(averaged.mean, np.mean(means[-3:], 0), rtol=0, atol=1e-12)
+    assert np.abs(averaged.mean - plain.mean).max() > 1e-3
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
