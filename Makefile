@@ -74,8 +74,11 @@ step = @test -e $(MARKS)/$(1) || { mkdir -p $(MARKS) && { echo "== $$(date '+%F 
 DRIVE := POLICY=controller CONTROLLER=dream_controller ROLLOUTS=400 MAX_STEPS=600
 DREAM := TEMPERATURE=0.7
 FURTHER := FINE_TUNE=True EPOCHS=12 LEARNING_RATE=0.001 LEARNING_RATE_DECAY=0.8
-# For a controller that drives already: smaller steps, and half of the tracks are ones with low returns.
-FINER := SIGMA=0.04 WHITEN=True COMPONENTS=30 POPULATION=24 EPISODES=6 HARD_TRACKS=3 EVAL_EPISODES=100
+# For a controller that drives already: smaller steps, and half of the tracks are ones with low returns. From a good one
+# the mean only wanders: still smaller steps, more tracks, and the average of the last means.
+FINER := WHITEN=True COMPONENTS=30 POPULATION=24 AVERAGE=10 EVAL_EPISODES=100
+FIRST := SIGMA=0.04 EPISODES=6 HARD_TRACKS=3 GENERATIONS=60
+LAST := SIGMA=0.02 EPISODES=12 HARD_TRACKS=6 GENERATIONS=50
 
 train: setup
 	$(call step,01,01_generate_data.py SEED=$(SEED))
@@ -92,7 +95,8 @@ train: setup
 	$(call step,round-2-04,04_train_rnn.py SEED=$(SEED) $(FURTHER))
 	$(call step,07,07_dream_train.py SEED=$(SEED) $(DREAM))
 	$(call step,07-finer,07_dream_train.py SEED=$(SEED) $(DREAM) INIT_FROM=dream_controller SIGMA=0.03 GENERATIONS=30,$(DATA)/finer)
-	$(call step,05,05_train_controller.py SEED=$(SEED) INIT_FROM=dream_controller $(FINER) GENERATIONS=110)
+	$(call step,05,05_train_controller.py SEED=$(SEED) INIT_FROM=dream_controller $(FINER) $(FIRST))
+	$(call step,05-finer,05_train_controller.py SEED=$(SEED) INIT_FROM=controller $(FINER) $(LAST),$(DATA)/finer)
 	$(call step,06,06_visualise.py)
 
 dream: setup
