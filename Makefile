@@ -77,8 +77,8 @@ FURTHER := FINE_TUNE=True EPOCHS=12 LEARNING_RATE=0.001 LEARNING_RATE_DECAY=0.8
 # For a controller that drives already: smaller steps, and half of the tracks are ones with low returns. From a good one
 # the mean only wanders: still smaller steps, more tracks, and the average of the last means.
 FINER := WHITEN=True COMPONENTS=30 POPULATION=24 AVERAGE=10 EVAL_EPISODES=100
-FIRST := SIGMA=0.04 EPISODES=6 HARD_TRACKS=3 GENERATIONS=60
-LAST := SIGMA=0.02 EPISODES=12 HARD_TRACKS=6 GENERATIONS=50
+FIRST := SIGMA=0.04 EPISODES=6 HARD_TRACKS=3 GENERATIONS=40
+LAST := SIGMA=0.02 EPISODES=12 HARD_TRACKS=6 GENERATIONS=40
 
 train: setup
 	$(call step,01,01_generate_data.py SEED=$(SEED))
