@@ -61,7 +61,8 @@ demo: setup
 
 # All steps at tutorial scale, the dream first. In each of two rounds a controller learns in M's dream, then drives on 400
 # new tracks with noise on its actions, and M is trained further with these rollouts. A last dream controller is trained,
-# in two searches; the second takes small steps. Then C learns on the real track and starts from the dream controller.
+# in two searches; the second takes small steps. Then C starts from the dream controller and learns on the real track, in
+# two searches as well.
 # A finished step leaves a mark in data/train: run the command again to continue. Everything is also written to
 # data/train/log. A SEED other than 1 has folders of its own.
 DATA := data$(if $(filter-out 1,$(SEED)),/seed-$(SEED))
@@ -85,11 +86,11 @@ train: setup
 	$(call step,02,02_train_vae.py SEED=$(SEED))
 	$(call step,03,03_series.py SEED=$(SEED))
 	$(call step,04,04_train_rnn.py SEED=$(SEED))
-	$(call step,round-1-07,07_dream_train.py SEED=$(SEED) $(DREAM),$(DATA)/round-1)
+	$(call step,round-1-07,07_dream_train.py SEED=$(SEED),$(DATA)/round-1)
 	$(call step,round-1-01,01_generate_data.py SEED=$(SEED) FIRST_ROLLOUT=10000 $(DRIVE))
 	$(call step,round-1-03,03_series.py SEED=$(SEED))
 	$(call step,round-1-04,04_train_rnn.py SEED=$(SEED) $(FURTHER))
-	$(call step,round-2-07,07_dream_train.py SEED=$(SEED) $(DREAM),$(DATA)/round-2)
+	$(call step,round-2-07,07_dream_train.py SEED=$(SEED),$(DATA)/round-2)
 	$(call step,round-2-01,01_generate_data.py SEED=$(SEED) FIRST_ROLLOUT=20000 $(DRIVE))
 	$(call step,round-2-03,03_series.py SEED=$(SEED))
 	$(call step,round-2-04,04_train_rnn.py SEED=$(SEED) $(FURTHER))
