@@ -18,21 +18,22 @@ from pipeline.environment import hide_gpu, usable_cores
 from pipeline.script import NonNegativeInt, PossiblyEmpty
 from pipeline.workers import worker_pool
 
-GENERATIONS = 60  # tutorial 200; here a longer search overfits to the model's errors
+GENERATIONS = 60  # tutorial 200
 POPULATION = 32  # controllers in a generation
 EPISODES = 8  # dreams of each of them, the same for all
 HARD_TRACKS: NonNegativeInt = 4  # how many of EPISODES are recent dreams with low returns
 MAX_DREAM_STEPS = 600  # length of a dream: the longer it lasts, the stranger it gets
+ACTION_NOISE = (0.0, 0.3, 0.6, 0.9)  # standard deviations of noise on the actions, each dream the next: C must recover
 TEMPERATURE = 1.0  # of the dream: above 1 less certain, and harder to exploit (paper, section 4.3: 1.15 for Doom)
-SIGMA = 0.1  # initial step size of CMA-ES; smaller steps overfit to the model's errors
+SIGMA = 0.1  # initial step size of CMA-ES
 DIAGONAL = False  # True: learn a variance for each number instead of a full covariance matrix
 COMPONENTS = 20  # principal components of what C sees that the search moves along; 288: all of them
 WHITEN = True  # True: scale the components to equal variance
 FEATURES: Literal["zh", "z"] = "zh"  # what C sees: "zh" is z and h, "z" is z alone
 MAX_IDLE_STEPS: NonNegativeInt = 100  # steps without a new real tile before an episode is stopped; 0: never
 EVAL_EVERY = 20  # generations from one evaluation of the mean, in the dream and on the selection tracks, to the next
-EVAL_EPISODES = 16  # episodes in an evaluation, at most 100: the selection tracks, and as many dreams
-AVERAGE = 1  # the last means of the search whose average is evaluated and kept; 10 where the mean wanders
+EVAL_EPISODES = 64  # episodes in an evaluation, at most 100: the selection tracks, and as many dreams
+AVERAGE = 10  # the last means of the search whose average is evaluated and kept: a single mean wanders
 # Where the search starts: zeros, or a controller in MODELS
 INIT_FROM: Literal["zero", "dream_controller", "controller"] = "zero"
 SEED: NonNegativeInt = 1  # of the search and of the dreams
@@ -54,7 +55,7 @@ def main() -> None:
 
     vae, rnn = loading.load_models(MODELS)
     starts = loading.load_starts(MODELS, vae)
-    sizes = DREAM_ENVS, TEMPERATURE, MAX_DREAM_STEPS, NUM_ENVS, MAX_IDLE_STEPS
+    sizes = DREAM_ENVS, TEMPERATURE, MAX_DREAM_STEPS, ACTION_NOISE, NUM_ENVS, MAX_IDLE_STEPS
     worker = worlds.make_dream_world, loading.get_weights(vae, rnn), starts, *sizes
     with worker_pool(CLUSTER, WORKERS, *worker) as workers:
         search = evolution.Evolution(
