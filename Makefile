@@ -59,9 +59,9 @@ demo: setup
 	$(PY) 06_visualise.py DATA=data/demo MODELS=models/demo $(DEMO_06)
 	@echo; echo 'The demo made:'; find data/demo -name '*.gif' -o -name '*.mp4' -o -name '*.png' | sort | sed 's/^/  /'
 
-# All steps at tutorial scale. In each of four rounds a controller learns in M's dream, then drives on 400 new tracks with
-# noise on its actions, and M is trained further with these rollouts. C starts from the last dream controller and learns
-# on the real track, in two searches. At the end the dream controller learns in the final M's dream.
+# All steps at tutorial scale. A first C, which sees z alone, learns on the real track. Then it drives on 400 new tracks
+# with noise on its actions, and M is trained further with these rollouts. A dream controller learns in M's dream and
+# does the same. C goes on from the first one, with h too, in two searches. The last dream controller ends the run.
 # A finished step leaves a mark in data/train: run the command again to continue. Everything is also written to
 # data/train/log. A SEED other than 1 has folders of its own.
 DATA := data$(if $(filter-out 1,$(SEED)),/seed-$(SEED))
@@ -71,9 +71,7 @@ MARKS := $(DATA)/train
 step = @test -e $(MARKS)/$(1) || { mkdir -p $(MARKS) && { echo "== $$(date '+%F %T') $(1)" && \
 	$(PY) $(2) DATA=$(or $(3),$(DATA)) MODELS=$(MODELS) && touch $(MARKS)/$(1); } 2>&1 | tee -ai $(MARKS)/log; \
 	test -e $(MARKS)/$(1); }
-DRIVE := POLICY=controller CONTROLLER=dream_controller ROLLOUTS=400 MAX_STEPS=600
-# From the second round on the dream controller goes on where it was.
-AGAIN := INIT_FROM=dream_controller SIGMA=0.05 GENERATIONS=40
+DRIVE := POLICY=controller ROLLOUTS=400 MAX_STEPS=600
 FURTHER := FINE_TUNE=True EPOCHS=12 LEARNING_RATE=0.001 LEARNING_RATE_DECAY=0.8
 # For a controller that drives already: smaller steps, and half of the tracks are ones with low returns. From a good one
 # the mean only wanders: still smaller steps, more tracks, and the average of the last means.
@@ -81,12 +79,11 @@ FINER := WHITEN=True COMPONENTS=30 POPULATION=24 AVERAGE=10 EVAL_EPISODES=100
 FIRST := SIGMA=0.04 EPISODES=6 HARD_TRACKS=3 GENERATIONS=40
 LAST := SIGMA=0.02 EPISODES=12 HARD_TRACKS=6 GENERATIONS=40
 
-# $(call round,number,constants of its dream)
-define round
-	$(call step,round-$(1)-07,07_dream_train.py SEED=$(SEED) $(2),$(DATA)/round-$(1))
-	$(call step,round-$(1)-01,01_generate_data.py SEED=$(SEED) FIRST_ROLLOUT=$(1)0000 $(DRIVE))
-	$(call step,round-$(1)-03,03_series.py SEED=$(SEED))
-	$(call step,round-$(1)-04,04_train_rnn.py SEED=$(SEED) $(FURTHER))
+# $(call further,name,first rollout,controller that drives)
+define further
+	$(call step,$(1)-01,01_generate_data.py SEED=$(SEED) FIRST_ROLLOUT=$(2) $(DRIVE) CONTROLLER=$(3))
+	$(call step,$(1)-03,03_series.py SEED=$(SEED))
+	$(call step,$(1)-04,04_train_rnn.py SEED=$(SEED) $(FURTHER))
 endef
 
 train: setup
@@ -94,13 +91,13 @@ train: setup
 	$(call step,02,02_train_vae.py SEED=$(SEED))
 	$(call step,03,03_series.py SEED=$(SEED))
 	$(call step,04,04_train_rnn.py SEED=$(SEED))
-	$(call round,1)
-	$(call round,2,$(AGAIN))
-	$(call round,3,$(AGAIN))
-	$(call round,4,$(AGAIN))
-	$(call step,05,05_train_controller.py SEED=$(SEED) INIT_FROM=dream_controller $(FINER) $(FIRST))
+	$(call step,05-z,05_train_controller.py SEED=$(SEED) FEATURES=z GENERATIONS=40,$(DATA)/z)
+	$(call further,real,10000,controller)
+	$(call step,dream-07,07_dream_train.py SEED=$(SEED),$(DATA)/dream)
+	$(call further,dream,20000,dream_controller)
+	$(call step,05,05_train_controller.py SEED=$(SEED) INIT_FROM=controller $(FINER) $(FIRST))
 	$(call step,05-finer,05_train_controller.py SEED=$(SEED) INIT_FROM=controller $(FINER) $(LAST),$(DATA)/finer)
-	$(call step,07,07_dream_train.py SEED=$(SEED) $(AGAIN))
+	$(call step,07,07_dream_train.py SEED=$(SEED))
 	$(call step,06,06_visualise.py)
 
 dream: setup
