@@ -75,9 +75,9 @@ DRIVE := POLICY=controller ROLLOUTS=400 MAX_STEPS=600
 FURTHER := FINE_TUNE=True EPOCHS=12 LEARNING_RATE=0.001 LEARNING_RATE_DECAY=0.8
 # For a controller that drives already: smaller steps, and half of the tracks are ones with low returns. From a good one
 # the mean only wanders: still smaller steps, more tracks, and the average of the last means.
-FINER := WHITEN=True COMPONENTS=30 POPULATION=24 AVERAGE=10 EVAL_EPISODES=100
-FIRST := SIGMA=0.04 EPISODES=6 HARD_TRACKS=3 GENERATIONS=40
-LAST := SIGMA=0.02 EPISODES=12 HARD_TRACKS=6 GENERATIONS=40
+SMALL_STEPS := WHITEN=True COMPONENTS=30 POPULATION=24 AVERAGE=10 EVAL_EPISODES=100
+FINE := SIGMA=0.04 EPISODES=6 HARD_TRACKS=3 GENERATIONS=40
+FINEST := SIGMA=0.02 EPISODES=12 HARD_TRACKS=6 GENERATIONS=40
 
 # $(call further,name,first rollout,controller that drives)
 define further
@@ -95,8 +95,8 @@ train: setup
 	$(call further,real,10000,controller)
 	$(call step,dream-07,07_dream_train.py SEED=$(SEED),$(DATA)/dream)
 	$(call further,dream,20000,dream_controller)
-	$(call step,05,05_train_controller.py SEED=$(SEED) INIT_FROM=controller $(FINER) $(FIRST))
-	$(call step,05-finer,05_train_controller.py SEED=$(SEED) INIT_FROM=controller $(FINER) $(LAST),$(DATA)/finer)
+	$(call step,05-fine,05_train_controller.py SEED=$(SEED) INIT_FROM=controller $(SMALL_STEPS) $(FINE),$(DATA)/fine)
+	$(call step,05,05_train_controller.py SEED=$(SEED) INIT_FROM=controller $(SMALL_STEPS) $(FINEST))
 	$(call step,07,07_dream_train.py SEED=$(SEED))
 	$(call step,06,06_visualise.py)
 

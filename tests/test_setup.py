@@ -424,7 +424,7 @@ def test_make_train_goes_on_where_it_stopped(tmp_path):
     further = ["01", "03", "04"]
     assert [line[:2] for line in rest] == ["04", "05", *further, "07", *further, "05", "05", "07", "06"]
     assert all("SEED=2 " in line for line in (ran + rest)[:-1])
-    assert all(re.search(r" DATA=data/seed-2(/z|/dream|/finer)? MODELS=models/seed-2$", line) for line in ran + rest)
+    assert all(re.search(r" DATA=data/seed-2(/z|/dream|/fine)? MODELS=models/seed-2$", line) for line in ran + rest)
     log = (tmp_path / "data/seed-2/train/log").read_text()
     assert re.findall("^ran (.*)", log, re.MULTILINE) == ran + rest
     assert "told" in log
