@@ -23,7 +23,6 @@ POPULATION = 32  # controllers in a generation
 EPISODES = 8  # dreams of each of them, the same for all
 HARD_TRACKS: NonNegativeInt = 4  # how many of EPISODES are recent dreams with low returns
 MAX_DREAM_STEPS = 600  # length of a dream: the longer it lasts, the stranger it gets
-ACTION_NOISE = (0.0, 0.3, 0.6, 0.9)  # standard deviations of noise on the actions, each dream the next: C must recover
 TEMPERATURE = 1.0  # of the dream: above 1 less certain, and harder to exploit (paper, section 4.3: 1.15 for Doom)
 SIGMA = 0.1  # initial step size of CMA-ES
 DIAGONAL = False  # True: learn a variance for each number instead of a full covariance matrix
@@ -55,7 +54,7 @@ def main() -> None:
 
     vae, rnn = loading.load_models(MODELS)
     starts = loading.load_starts(MODELS, vae)
-    sizes = DREAM_ENVS, TEMPERATURE, MAX_DREAM_STEPS, ACTION_NOISE, NUM_ENVS, MAX_IDLE_STEPS
+    sizes = DREAM_ENVS, TEMPERATURE, MAX_DREAM_STEPS, NUM_ENVS, MAX_IDLE_STEPS
     worker = worlds.make_dream_world, loading.get_weights(vae, rnn), starts, *sizes
     with worker_pool(CLUSTER, WORKERS, *worker) as workers:
         search = evolution.Evolution(

@@ -4,7 +4,7 @@
 V and M see whole batches, and a car whose episode is over starts the next one at once.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 from models import controller
@@ -104,7 +104,7 @@ class RealWorld:
             frames[slot], chosen[slot] = cars[slot].reset(episode, track), parameters[episode]
             controls[slot, -1] = 0
             if noise is not None:
-                disturbances[slot] = _disturbances(noise[episode], np.random.default_rng(track))
+                disturbances[slot] = _disturbances(noise[episode], track)
 
         for slot in range(min(num_envs, max_parallel or num_envs)):
             start_next(slot)
@@ -131,8 +131,9 @@ class RealWorld:
         return returns, lengths
 
 
-def _disturbances(std: float, random: np.random.Generator) -> Iterator[np.ndarray]:
-    """What is added to a car's action at each step, (3,): a new draw from `random` every NOISE_STEPS steps."""
+def _disturbances(std: float, track: int) -> Iterator[np.ndarray]:
+    """What is added to a car's action at each step, (3,): a new draw every NOISE_STEPS steps, from its track's seed."""
+    random = np.random.default_rng(track)
     while True:
         disturbance = random.normal(0, (std, std, std / 2))
         for _ in range(NOISE_STEPS):
@@ -146,25 +147,18 @@ class DreamWorld:
     (n, k, 3), that warm M up. Which one, and all the noise, is decided by the track seed, so every candidate that
     dreams of a track has the same noise. The reward is M's expectation (of a reward that was clipped, so leaving the
     field costs a dream only what would have followed), the end a draw from its probability; a dream is over after
-    `max_steps` at the latest. `num_envs` dream at once, in one compiled loop. Noise with the standard deviations
-    `action_noise`, each track the next of them, is added to the actions, as 01 does on the real track.
+    `max_steps` at the latest. `num_envs` dream at once, in one compiled loop.
     """
 
     def __init__(
-        self,
-        rnn: MDNRNN,
-        starts: dict[str, np.ndarray],
-        num_envs: int,
-        temperature: float = 1.0,
-        max_steps: int = 400,
-        action_noise: Sequence[float] = (0.0,),
+        self, rnn: MDNRNN, starts: dict[str, np.ndarray], num_envs: int, temperature: float = 1.0, max_steps: int = 400
     ) -> None:
-        self.starts, self.num_envs, self.max_steps, self.action_noise = starts, num_envs, max_steps, action_noise
+        self.starts, self.num_envs, self.max_steps = starts, num_envs, max_steps
         rnn.cast_for_inference()
 
         @tf.function
         def dream(mu, action, parameters, noise, recording):
-            # mu (n, k, 32), action (n, k, 3), parameters (n, 867), noise (steps, n, 68)
+            # mu (n, k, 32), action (n, k, 3), parameters (n, 867), noise (steps, n, 65)
             h, c = rnn.unroll(mu[:, :-1], action[:, :-1])[-1]
             z, alive, total, length = mu[:, -1], tf.ones(num_envs), tf.zeros(num_envs), tf.zeros(num_envs)
             seen = tf.TensorArray(
@@ -176,15 +170,14 @@ class DreamWorld:
                 if not tf.reduce_any(alive > 0):
                     break
                 features = tf.concat([z, h], 1)
-                uniform, normal, chance, disturbance = tf.split(noise[t], (LATENT_DIM, LATENT_DIM, 1, ACTION_DIM), 1)
-                act = tf.clip_by_value(controller.act(parameters, features, tf) + disturbance, (-1, 0, 0), (1, 1, 1))
+                act = controller.act(parameters, features, tf)
                 prediction, (h, c) = rnn.step(z, act, (h, c))
                 if recording:
                     seen = seen.write(t, tf.concat([features, act, prediction.reward[:, None]], 1))
                 total += prediction.reward * alive
                 length += alive
-                alive *= tf.cast(chance[:, 0] >= tf.sigmoid(prediction.done), tf.float32)
-                z = rnn.sample(prediction, temperature, (uniform, normal))
+                alive *= tf.cast(noise[t, :, -1] >= tf.sigmoid(prediction.done), tf.float32)
+                z = rnn.sample(prediction, temperature, (noise[t, :, :LATENT_DIM], noise[t, :, LATENT_DIM:-1]))
             return total, length, seen.stack()
 
         self._dream = dream
@@ -229,15 +222,12 @@ class DreamWorld:
             on_step(Step(episode, None, z, h, action, float(reward), done, None))
 
     def _dream_noise(self, track: int) -> tuple[int, np.ndarray]:
-        """Where a track's dream starts, and each step's noise: uniform (32), normal (32), uniform (1), action (3)."""
+        """Where the dream of a track starts, and its noise for each step: uniform (32), normal (32), uniform (1)."""
         random = np.random.default_rng(track)
         start = int(random.integers(len(self.starts["mu"])))
         shape = (self.max_steps, LATENT_DIM)
         uniform, normal = random.random(shape), random.normal(size=shape)
-        chance = random.random((self.max_steps, 1))
-        std = self.action_noise[track % len(self.action_noise)]
-        disturbance = list(islice(_disturbances(std, random), self.max_steps))
-        return start, np.concatenate([uniform, normal, chance, disturbance], 1).astype(np.float32)
+        return start, np.concatenate([uniform, normal, random.random((self.max_steps, 1))], 1).astype(np.float32)
 
 
 def make_real_world(models: tuple, num_envs: int, max_idle_steps: int) -> dict[str, RealWorld]:
@@ -251,11 +241,10 @@ def make_dream_world(
     dream_envs: int,
     temperature: float,
     max_dream_steps: int,
-    action_noise: Sequence[float],
     num_envs: int,
     max_idle_steps: int,
 ) -> dict[str, DreamWorld | RealWorld]:
     """What a worker of 07 works with: the dream to learn in, and the real world to see how far that carries."""
     _, rnn = build_models(models)  # an M of its own: the dream casts it, the real world does not
-    dream = DreamWorld(rnn, starts, dream_envs, temperature, max_dream_steps, action_noise)
+    dream = DreamWorld(rnn, starts, dream_envs, temperature, max_dream_steps)
     return {"dream": dream, **make_real_world(models, num_envs, max_idle_steps)}

@@ -244,7 +244,7 @@ def dreamer():
 def dream(dreamer):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("models.rnn.dtype_policy", lambda: "float32")
-        return worlds.DreamWorld(dreamer, STARTS, num_envs=6, temperature=0.8, max_steps=30, action_noise=(0.0, 0.4))
+        return worlds.DreamWorld(dreamer, STARTS, num_envs=6, temperature=0.8, max_steps=30)
 
 
 def test_the_same_seeds_dream_the_same_in_any_order(dream):
@@ -268,11 +268,10 @@ def test_a_dream_is_a_plain_loop(dream, dreamer):
     parameters, tracks, seen = controllers(8), np.arange(8) + 50, []
     returns, lengths = dream.drive(parameters, tracks, on_step=seen.append)
     for pair, (row, seed) in enumerate(zip(parameters, tracks)):
-        # The noise of a track: where it starts, then uniform, normal, the end's uniform numbers, and the actions'.
+        # The noise of a track: where it starts, then uniform, normal, and the end's uniform numbers.
         random = np.random.default_rng(seed)
         start = random.integers(5)
         uniform, normal, end = random.random((30, 32)), random.normal(size=(30, 32)), random.random(30)
-        pushes = [random.normal(0, 0.4 * (seed % 2) * np.array([1, 1, 0.5])) for _ in range(4)]
         mu, action = (STARTS[name][start].astype(np.float32) for name in ("mu", "action"))
         state = dreamer.initial_state(1)
         for k in range(3):
@@ -280,8 +279,7 @@ def test_a_dream_is_a_plain_loop(dream, dreamer):
         z, total = mu[None, 3], 0.0
         mine = [step for step in seen if step.episode == pair]
         for t in range(30):
-            act = one_action(row, np.concatenate([z[0], state[0][0]])) + pushes[t // 8]
-            act = np.clip(act, [-1, 0, 0], 1)
+            act = one_action(row, np.concatenate([z[0], state[0][0]]))
             np.testing.assert_allclose(mine[t].z, z[0], atol=2e-3)
             np.testing.assert_allclose(mine[t].h, state[0][0], atol=1e-3)
             np.testing.assert_allclose(mine[t].action, act, atol=1e-3)

@@ -57,8 +57,7 @@ def main() -> None:
     tracks = np.array(SELECTION_TRACKS[-EPISODES:])
     vae, rnn = loading.load_models(MODELS)
     starts = loading.load_starts(MODELS, vae)
-    sizes = 256, TEMPERATURE, MAX_DREAM_STEPS, (0.0,), 32, 100
-    worker = worlds.make_dream_world, loading.get_weights(vae, rnn), starts, *sizes
+    worker = worlds.make_dream_world, loading.get_weights(vae, rnn), starts, 256, TEMPERATURE, MAX_DREAM_STEPS, 32, 100
     with WorkerPool(WORKERS, *worker) as workers:
         dream = evolution.evaluate(workers, "dream", parameters, tracks)[0].mean(1)
         real = evolution.evaluate(workers, "real", parameters, tracks)[0].mean(1)
