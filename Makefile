@@ -97,7 +97,7 @@ train: setup
 	$(call further,dream,20000,dream_controller)
 	$(call step,05-fine,05_train_controller.py SEED=$(SEED) INIT_FROM=controller $(SMALL_STEPS) $(FINE),$(DATA)/fine)
 	$(call step,05,05_train_controller.py SEED=$(SEED) INIT_FROM=controller $(SMALL_STEPS) $(FINEST))
-	$(call step,07,07_dream_train.py SEED=$(SEED))
+	$(call step,07,07_dream_train.py SEED=$(SEED) TEMPERATURE=1.3)
 	$(call step,06,06_visualise.py)
 
 dream: setup
