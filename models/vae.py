@@ -61,7 +61,7 @@ class VAE(keras.Model):
 
         self.dense = keras.layers.Dense(1024, name="dense", dtype=policy)
         self.deconvolutions = [
-            DeconvolutionOfOnePixel(128, 5, name="deconv_128", activation="relu", dtype=policy),
+            Conv2DTransposeFrom1x1(128, 5, name="deconv_128", activation="relu", dtype=policy),
             keras.layers.Conv2DTranspose(64, 5, name="deconv_64", strides=2, activation="relu", dtype=policy),
             keras.layers.Conv2DTranspose(32, 6, name="deconv_32", strides=2, activation="relu", dtype=policy),
             keras.layers.Conv2DTranspose(3, 6, name="deconv_3", strides=2, dtype=policy),
@@ -128,7 +128,7 @@ class VAE(keras.Model):
         return self.means.update(*self.loss_terms(*batch))
 
 
-class DeconvolutionOfOnePixel(keras.layers.Conv2DTranspose):  # Keras writes this name into weights files
+class Conv2DTransposeFrom1x1(keras.layers.Conv2DTranspose):  # Keras writes this name into weights files
     """A transposed convolution whose input is one pixel: then it is its kernel times that pixel.
 
     The same weights and the same result; as a matrix product it is 18 times as fast, and V's training twice.
