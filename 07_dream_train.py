@@ -18,13 +18,13 @@ from pipeline.environment import hide_gpu, usable_cores
 from pipeline.script import NonNegativeInt, PossiblyEmpty
 from pipeline.workers import worker_pool
 
-GENERATIONS = 60  # tutorial 200
+GENERATIONS = 60  # tutorial 200; here a longer search overfits to the model's errors
 POPULATION = 32  # controllers in a generation
 EPISODES = 8  # dreams of each of them, the same for all
 HARD_TRACKS: NonNegativeInt = 4  # how many of EPISODES are recent dreams with low returns
 MAX_DREAM_STEPS = 600  # length of a dream: the longer it lasts, the stranger it gets
 TEMPERATURE = 1.0  # of the dream: above 1 less certain, and harder to exploit (paper, section 4.3: 1.15 for Doom)
-SIGMA = 0.1  # initial step size of CMA-ES
+SIGMA = 0.1  # initial step size of CMA-ES; smaller steps overfit to the model's errors
 DIAGONAL = False  # True: learn a variance for each number instead of a full covariance matrix
 COMPONENTS = 20  # principal components of what C sees that the search moves along; 288: all of them
 WHITEN = True  # True: scale the components to equal variance

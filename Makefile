@@ -30,7 +30,7 @@ all: setup help
 help:
 	@echo '.venv/bin/python 06_visualise.py   shows the shipped agent driving: start here'
 	@echo 'make demo    the whole tutorial, small: trains an agent in about a quarter of an hour and shows it driving'
-	@echo 'make train   every step at tutorial scale: two to three hours'
+	@echo 'make train   every step at tutorial scale: two hours or more'
 	@echo 'make dream   a page to drive in the dream, made from your own weights or the shipped ones, and served to your browser'
 	@echo 'make test    the tests'
 	@echo 'make bench   how fast each part is here'
@@ -61,7 +61,8 @@ demo: setup
 
 # All steps at tutorial scale. A first C, which sees z alone, learns on the real track. Then it drives on 400 new tracks
 # with noise on its actions, and M is trained further with these rollouts. A dream controller learns in M's dream and
-# does the same. C goes on from the first one, with h too, in two searches. The last dream controller ends the run.
+# drives too, and M is trained further again. C goes on from the first one, with h too, in two searches. Last, a new
+# dream controller learns in this M's dream.
 # A finished step leaves a mark in data/train: run the command again to continue. Everything is also written to
 # data/train/log. A SEED other than 1 has folders of its own.
 DATA := data$(if $(filter-out 1,$(SEED)),/seed-$(SEED))
@@ -73,8 +74,8 @@ step = @test -e $(MARKS)/$(1) || { mkdir -p $(MARKS) && { echo "== $$(date '+%F 
 	test -e $(MARKS)/$(1); }
 DRIVE := POLICY=controller ROLLOUTS=400 MAX_STEPS=600
 FURTHER := FINE_TUNE=True EPOCHS=12 LEARNING_RATE=0.001 LEARNING_RATE_DECAY=0.8
-# For a controller that drives already: smaller steps, and half of the tracks are ones with low returns. From a good one
-# the mean only wanders: still smaller steps, more tracks, and the average of the last means.
+# For a controller that drives already: smaller steps, the average of the last means, because a single mean wanders, and
+# half of the tracks are ones with low returns. At the end still smaller steps, and twice as many tracks.
 SMALL_STEPS := WHITEN=True COMPONENTS=30 POPULATION=24 AVERAGE=10 EVAL_EPISODES=100
 FINE := SIGMA=0.04 EPISODES=6 HARD_TRACKS=3 GENERATIONS=40
 FINEST := SIGMA=0.02 EPISODES=12 HARD_TRACKS=6 GENERATIONS=40

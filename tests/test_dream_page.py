@@ -297,7 +297,7 @@ def test_the_first_frames_of_a_dream(new_page, address, trained, monkeypatch):
     Then both sides compute the same, but for single-precision rounding: 1e-6 a step, fed back with each z. 1e-5 was
     seen after 50 frames; 1e-3 leaves room for other processors, and is far below what a mistake makes (z has a
     spread of about 1). With the unrounded numbers a `uniform` sometimes chooses another Gaussian, and the dreams part.
-    About one set of weights in twenty has a `uniform` that lies on such an edge even so: then take other tracks.
+    Even so a `uniform` can lie on the edge between two Gaussians of new weights: then take other tracks.
     """
     _, m, c, starts = trained
     half = rnn.MDNRNN()
