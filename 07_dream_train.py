@@ -29,7 +29,8 @@ DIAGONAL = False  # True: learn a variance for each number instead of a full cov
 COMPONENTS = 20  # principal components of what C sees that the search moves along; 288: all of them
 WHITEN = True  # True: scale the components to equal variance
 FEATURES: Literal["zh", "z"] = "zh"  # what C sees: "zh" is z and h, "z" is z alone
-MAX_IDLE_STEPS: NonNegativeInt = 100  # steps without a new real tile before an episode is stopped; 0: never
+# Steps without a new tile, in the dream without an expected reward, before an episode is stopped; 0: never
+MAX_IDLE_STEPS: NonNegativeInt = 50
 EVAL_EVERY = 20  # generations from one evaluation of the mean, in the dream and on the selection tracks, to the next
 EVAL_EPISODES = 64  # episodes in an evaluation, at most 100: the selection tracks, and as many dreams
 AVERAGE = 10  # the last means of the search whose average is evaluated and kept: a single mean wanders

@@ -60,9 +60,10 @@ demo: setup
 	@echo; echo 'The demo made:'; find data/demo -name '*.gif' -o -name '*.mp4' -o -name '*.png' | sort | sed 's/^/  /'
 
 # All steps at tutorial scale. A first C, which sees z alone, learns on the real track. Then it drives on 400 new tracks
-# with noise on its actions, and M is trained further with these rollouts. A dream controller learns in M's dream and
-# drives too, and M is trained further again. C goes on from the first one, with h too, in two searches. Last, a new
-# dream controller learns in this M's dream.
+# with noise on its actions, and M is trained further with these rollouts. Three times a dream controller learns in M's
+# dream and drives too, so M sees how the drives end that it dreamed of. Dream controllers that see z alone are fooled
+# most, so they teach it most. C goes on from the first one, with h too, in two searches. Last, a new dream controller,
+# which sees h too, learns in this M's dream.
 # A finished step leaves a mark in data/train: run the command again to continue. Everything is also written to
 # data/train/log. A SEED other than 1 has folders of its own.
 DATA := data$(if $(filter-out 1,$(SEED)),/seed-$(SEED))
@@ -87,6 +88,12 @@ define further
 	$(call step,$(1)-04,04_train_rnn.py SEED=$(SEED) $(FURTHER))
 endef
 
+# $(call dream_round,name,first rollout)
+define dream_round
+	$(call step,$(1)-07,07_dream_train.py SEED=$(SEED) FEATURES=z COMPONENTS=12,$(DATA)/$(1))
+	$(call further,$(1),$(2),dream_controller)
+endef
+
 train: setup
 	$(call step,01,01_generate_data.py SEED=$(SEED))
 	$(call step,02,02_train_vae.py SEED=$(SEED))
@@ -94,8 +101,9 @@ train: setup
 	$(call step,04,04_train_rnn.py SEED=$(SEED))
 	$(call step,05-z,05_train_controller.py SEED=$(SEED) FEATURES=z GENERATIONS=40,$(DATA)/z)
 	$(call further,real,10000,controller)
-	$(call step,dream-07,07_dream_train.py SEED=$(SEED),$(DATA)/dream)
-	$(call further,dream,20000,dream_controller)
+	$(call dream_round,dream-1,20000)
+	$(call dream_round,dream-2,30000)
+	$(call dream_round,dream-3,40000)
 	$(call step,05-fine,05_train_controller.py SEED=$(SEED) INIT_FROM=controller $(SMALL_STEPS) $(FINE),$(DATA)/fine)
 	$(call step,05,05_train_controller.py SEED=$(SEED) INIT_FROM=controller $(SMALL_STEPS) $(FINEST))
 	$(call step,07,07_dream_train.py SEED=$(SEED) TEMPERATURE=1.3)

@@ -57,9 +57,18 @@ def draw_score(path: Path, tracks: np.ndarray, returns: np.ndarray, name: str, l
         label = f"{name}: {returns.mean():.1f} ± {returns.std():.1f}"
         axes.plot(np.arange(1, len(order) + 1), returns[order], "o", markersize=4, label=label)
         for rank, place in enumerate(order[:labelled], 1):
-            axes.annotate(f"{tracks[place]}", (rank, returns[place]), (6, -3), textcoords="offset points", fontsize=8)
+            axes.annotate(
+                f"{tracks[place]}",
+                (rank, returns[place]),
+                (0, -6),
+                textcoords="offset points",
+                fontsize=7,
+                rotation=90,
+                ha="center",
+                va="top",
+            )
         for text, value, style in REFERENCES:
             axes.axhline(value, color="black", linewidth=0.8, linestyle=style, label=text)
         axes.set(xlabel="tracks, by return; the seeds of the worst", ylabel="return")
-        axes.set_ylim(min(750, returns.min() - 20), max(950, returns.max() + 10))
+        axes.set_ylim(min(750, returns.min() - 25), max(950, returns.max() + 10))
         axes.legend(loc="lower right")

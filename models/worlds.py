@@ -148,10 +148,20 @@ class DreamWorld:
     dreams of a track has the same noise. The reward is M's expectation (of a reward that was clipped, so leaving the
     field costs a dream only what would have followed), the end a draw from its probability; a dream is over after
     `max_steps` at the latest. `num_envs` dream at once, in one compiled loop.
+
+    With `max_idle_steps`, a dream that has expected no reward for so many steps is stopped and charged what standing
+    still to the end would cost, as in `RealWorld`: a car that is lost finds a road again in most dreams, and on few
+    tracks.
     """
 
     def __init__(
-        self, rnn: MDNRNN, starts: dict[str, np.ndarray], num_envs: int, temperature: float = 1.0, max_steps: int = 400
+        self,
+        rnn: MDNRNN,
+        starts: dict[str, np.ndarray],
+        num_envs: int,
+        temperature: float = 1.0,
+        max_steps: int = 400,
+        max_idle_steps: int = 0,
     ) -> None:
         self.starts, self.num_envs, self.max_steps = starts, num_envs, max_steps
         rnn.cast_for_inference()
@@ -160,7 +170,8 @@ class DreamWorld:
         def dream(mu, action, parameters, noise, recording):
             # mu (n, k, 32), action (n, k, 3), parameters (n, 867), noise (steps, n, 65)
             h, c = rnn.unroll(mu[:, :-1], action[:, :-1])[-1]
-            z, alive, total, length = mu[:, -1], tf.ones(num_envs), tf.zeros(num_envs), tf.zeros(num_envs)
+            z, alive = mu[:, -1], tf.ones(num_envs)
+            total, length, idle = tf.zeros(num_envs), tf.zeros(num_envs), tf.zeros(num_envs)
             seen = tf.TensorArray(
                 tf.float32,
                 max_steps if recording else 0,
@@ -177,6 +188,11 @@ class DreamWorld:
                 total += prediction.reward * alive
                 length += alive
                 alive *= tf.cast(noise[t, :, -1] >= tf.sigmoid(prediction.done), tf.float32)
+                if max_idle_steps:
+                    idle = tf.where(prediction.reward > 0, 0.0, idle + 1)
+                    stopped = alive * tf.cast(idle >= max_idle_steps, tf.float32)
+                    total -= 0.1 * stopped * tf.cast(max_steps - 1 - t, tf.float32)
+                    alive -= stopped
                 z = rnn.sample(prediction, temperature, (noise[t, :, :LATENT_DIM], noise[t, :, LATENT_DIM:-1]))
             return total, length, seen.stack()
 
@@ -246,5 +262,5 @@ def make_dream_world(
 ) -> dict[str, DreamWorld | RealWorld]:
     """What a worker of 07 works with: the dream to learn in, and the real world to see how far that carries."""
     _, rnn = build_models(models)  # an M of its own: the dream casts it, the real world does not
-    dream = DreamWorld(rnn, starts, dream_envs, temperature, max_dream_steps)
+    dream = DreamWorld(rnn, starts, dream_envs, temperature, max_dream_steps, max_idle_steps)
     return {"dream": dream, **make_real_world(models, num_envs, max_idle_steps)}

@@ -422,16 +422,20 @@ def test_make_train_goes_on_where_it_stopped(tmp_path):
     code, rest = train()
     assert code == 0
     further = ["01", "03", "04"]
-    assert [line[:2] for line in rest] == ["04", "05", *further, "07", *further, "05", "05", "07", "06"]
+    dream_rounds = ["07", *further] * 3
+    assert [line[:2] for line in rest] == ["04", "05", *further, *dream_rounds, "05", "05", "07", "06"]
     # Who drives for M, on rollouts of their own, and where a search starts.
     origins = [" ".join(re.findall(r"(?:FIRST_ROLLOUT|CONTROLLER|INIT_FROM)=\S+", line)) for line in rest]
-    drives = ["FIRST_ROLLOUT=10000 CONTROLLER=controller", "FIRST_ROLLOUT=20000 CONTROLLER=dream_controller"]
+    firsts = (20000, 30000, 40000)
+    dreamers = [f"FIRST_ROLLOUT={first} CONTROLLER=dream_controller" for first in firsts]
+    drives = ["FIRST_ROLLOUT=10000 CONTROLLER=controller", *dreamers]
     assert list(filter(None, origins)) == [*drives, "INIT_FROM=controller", "INIT_FROM=controller"]
     # Each search has a history of its own; the last ones are those that 06 shows.
     folders = [(line[:2], re.search(" DATA=data/seed-2(\\S*)", line)[1]) for line in rest if line[:2] in ("05", "07")]
-    assert folders == [("05", "/z"), ("07", "/dream"), ("05", "/fine"), ("05", ""), ("07", "")]
+    rounds = [("07", f"/dream-{number}") for number in (1, 2, 3)]
+    assert folders == [("05", "/z"), *rounds, ("05", "/fine"), ("05", ""), ("07", "")]
     assert all("SEED=2 " in line for line in (ran + rest)[:-1])
-    assert all(re.search(r" DATA=data/seed-2(/z|/dream|/fine)? MODELS=models/seed-2$", line) for line in ran + rest)
+    assert all(re.search(r" DATA=data/seed-2(/z|/dream-\d|/fine)? MODELS=models/seed-2$", line) for line in ran + rest)
     log = (tmp_path / "data/seed-2/train/log").read_text()
     assert re.findall("^ran (.*)", log, re.MULTILINE) == ran + rest
     assert "told" in log

@@ -298,6 +298,30 @@ def test_a_dream_is_a_plain_loop(dream, dreamer):
     assert lengths.min() < 30 == lengths.max()
 
 
+def test_a_dream_without_reward_is_stopped_and_charged(dreamer, monkeypatch):
+    monkeypatch.setattr("models.rnn.dtype_policy", lambda: "float32")
+    rnn = MDNRNN()
+    rnn.set_weights(dreamer.get_weights())
+    rnn.reward.bias.assign([0.0])
+    parameters, tracks, seen = controllers(32), np.arange(32), []
+    returns, lengths = worlds.DreamWorld(rnn, STARTS, 8, max_steps=30).drive(parameters, tracks, on_step=seen.append)
+    stopped, stopped_lengths = worlds.DreamWorld(rnn, STARTS, 8, max_steps=30, max_idle_steps=4).drive(
+        parameters, tracks
+    )
+    for episode in range(32):
+        rewards = np.array([step.reward for step in seen if step.episode == episode])
+        idle = np.convolve(rewards <= 0, np.ones(4), "valid") == 4
+        if not idle.any():
+            assert (stopped[episode], stopped_lengths[episode]) == (returns[episode], lengths[episode])
+            continue
+        length = int(idle.argmax()) + 4
+        ended = length == len(rewards) < 30  # by M, in the same step: nothing is charged
+        assert stopped_lengths[episode] == length
+        expected = rewards[:length].sum() - (0 if ended else 0.1 * (30 - length))
+        assert stopped[episode] == pytest.approx(expected, abs=1e-3)
+    assert 4 <= sum(stopped_lengths < lengths) < 32
+
+
 def test_inference_kernels_dream_nearly_the_same(dreamer, monkeypatch):
     """cast_for_inference() takes bfloat16 on processors that have it; elsewhere it changes nothing."""
     cast = MDNRNN()
