@@ -5,9 +5,9 @@ DEMO_01 := ROLLOUTS=500
 DEMO_02 := EPOCHS=8 FRAMES_PER_EPOCH=15000 LEARNING_RATE_DECAY=0.8
 DEMO_03 :=
 DEMO_04 := EPOCHS=6 FRAMES_PER_EPOCH=200000 LEARNING_RATE_DECAY=0.7
-DEMO_05 := FEATURES=z GENERATIONS=8
-# The first search has 99 numbers to find. The second one starts where it ended: h too, smaller steps, 30 directions.
-DEMO_FINER := INIT_FROM=controller SIGMA=0.03 WHITEN=True COMPONENTS=30 POPULATION=24 GENERATIONS=10
+DEMO_05 := FEATURES=z COMPONENTS=12 WHITEN=True POPULATION=16 MAX_IDLE_STEPS=50 GENERATIONS=24
+# The first search has 36 numbers to find. The second one starts where it ended: h too, and smaller steps.
+DEMO_FINER := INIT_FROM=controller SIGMA=0.05 COMPONENTS=15 WHITEN=True POPULATION=24 MAX_IDLE_STEPS=50 AVERAGE=3 GENERATIONS=10
 DEMO_06 := EPISODES=10 BASELINE_EPISODES=2
 # It has folders of its own and never overwrites your weights.
 DEMO = DATA=data/demo MODELS=models/demo $(if $(filter-out 1,$(SEED)),SEED=$(SEED))
