@@ -6,7 +6,7 @@ DEMO_02 := EPOCHS=8 FRAMES_PER_EPOCH=15000 LEARNING_RATE_DECAY=0.8
 DEMO_03 :=
 DEMO_04 := EPOCHS=6 FRAMES_PER_EPOCH=200000 LEARNING_RATE_DECAY=0.7
 DEMO_05 := FEATURES=z COMPONENTS=12 WHITEN=True POPULATION=16 MAX_IDLE_STEPS=50 GENERATIONS=24
-# The first search has 36 numbers to find. The second one starts where it ended: h too, and smaller steps.
+# The first search has 39 numbers to find. The second one starts where it ended: h too, and smaller steps.
 DEMO_FINER := INIT_FROM=controller SIGMA=0.05 COMPONENTS=15 WHITEN=True POPULATION=24 MAX_IDLE_STEPS=50 AVERAGE=3 GENERATIONS=10
 DEMO_06 := EPISODES=10 BASELINE_EPISODES=2
 # It has folders of its own and never overwrites your weights.
