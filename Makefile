@@ -61,8 +61,8 @@ demo: setup
 
 # All steps at tutorial scale. A first C, which sees z alone, learns on the real track. Then it drives on 400 new tracks
 # with noise on its actions, and M is trained further with these rollouts. Three times a dream controller learns in M's
-# dream and drives too, so M sees how the drives end that it dreamed of. Dream controllers that see z alone are fooled
-# most, so they teach it most. C goes on from the first one, with h too, in two searches. Last, a new dream controller,
+# dream and drives too, so M sees how the drives end that it dreamed of. These dream controllers see z alone: they are
+# fooled most. C goes on from the first one, with h too, in two searches. Last, a new dream controller,
 # which sees h too, learns in this M's dream.
 # A finished step leaves a mark in data/train: run the command again to continue. Everything is also written to
 # data/train/log. A SEED other than 1 has folders of its own.

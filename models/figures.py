@@ -70,5 +70,6 @@ def draw_score(path: Path, tracks: np.ndarray, returns: np.ndarray, name: str, l
         for text, value, style in REFERENCES:
             axes.axhline(value, color="black", linewidth=0.8, linestyle=style, label=text)
         axes.set(xlabel="tracks, by return; the seeds of the worst", ylabel="return")
-        axes.set_ylim(min(750, returns.min() - 25), max(950, returns.max() + 10))
+        top = max(950, returns.max() + 10)
+        axes.set_ylim(min(750, returns.min() - (top - returns.min()) / 8), top)  # room for the lowest seed
         axes.legend(loc="lower right")

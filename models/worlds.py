@@ -150,8 +150,7 @@ class DreamWorld:
     `max_steps` at the latest. `num_envs` dream at once, in one compiled loop.
 
     With `max_idle_steps`, a dream that has expected no reward for so many steps is stopped and charged what standing
-    still to the end would cost, as in `RealWorld`: a car that is lost finds a road again in most dreams, and on few
-    tracks.
+    still to the end would cost, as in `RealWorld`. A car that is lost dreams of a road sooner or later.
     """
 
     def __init__(
@@ -169,13 +168,14 @@ class DreamWorld:
         @tf.function
         def dream(mu, action, parameters, noise, recording):
             # mu (n, k, 32), action (n, k, 3), parameters (n, 867), noise (steps, n, 65)
+            # seen (steps, n, 293): z, h, action, reward, 1 where the episode ends
             h, c = rnn.unroll(mu[:, :-1], action[:, :-1])[-1]
             z, alive = mu[:, -1], tf.ones(num_envs)
             total, length, idle = tf.zeros(num_envs), tf.zeros(num_envs), tf.zeros(num_envs)
             seen = tf.TensorArray(
                 tf.float32,
                 max_steps if recording else 0,
-                element_shape=(num_envs, controller.FEATURES + ACTION_DIM + 1),
+                element_shape=(num_envs, controller.FEATURES + ACTION_DIM + 2),
             )
             for t in tf.range(max_steps):
                 if not tf.reduce_any(alive > 0):
@@ -183,11 +183,13 @@ class DreamWorld:
                 features = tf.concat([z, h], 1)
                 act = controller.act(parameters, features, tf)
                 prediction, (h, c) = rnn.step(z, act, (h, c))
+                goes_on = tf.cast(noise[t, :, -1] >= tf.sigmoid(prediction.done), tf.float32)
                 if recording:
-                    seen = seen.write(t, tf.concat([features, act, prediction.reward[:, None]], 1))
+                    outcome = tf.stack([prediction.reward, 1 - goes_on], 1)
+                    seen = seen.write(t, tf.concat([features, act, outcome], 1))
                 total += prediction.reward * alive
                 length += alive
-                alive *= tf.cast(noise[t, :, -1] >= tf.sigmoid(prediction.done), tf.float32)
+                alive *= goes_on
                 if max_idle_steps:
                     idle = tf.where(prediction.reward > 0, 0.0, idle + 1)
                     stopped = alive * tf.cast(idle >= max_idle_steps, tf.float32)
@@ -231,11 +233,9 @@ class DreamWorld:
         return returns, lengths
 
     def _report(self, on_step: Callable[[Step], None], episode: int, steps: np.ndarray) -> None:
-        ended_early = len(steps) < self.max_steps
-        for t, step in enumerate(steps):
-            z, h, action, (reward,) = np.split(step, np.cumsum((LATENT_DIM, HIDDEN_SIZE, ACTION_DIM)))
-            done = ended_early and t == len(steps) - 1
-            on_step(Step(episode, None, z, h, action, float(reward), done, None))
+        for step in steps:
+            z, h, action, (reward, done) = np.split(step, np.cumsum((LATENT_DIM, HIDDEN_SIZE, ACTION_DIM)))
+            on_step(Step(episode, None, z, h, action, float(reward), bool(done), None))
 
     def _dream_noise(self, track: int) -> tuple[int, np.ndarray]:
         """Where the dream of a track starts, and its noise for each step: uniform (32), normal (32), uniform (1)."""

@@ -424,7 +424,7 @@ def test_make_train_goes_on_where_it_stopped(tmp_path):
     further = ["01", "03", "04"]
     dream_rounds = ["07", *further] * 3
     assert [line[:2] for line in rest] == ["04", "05", *further, *dream_rounds, "05", "05", "07", "06"]
-    # Who drives for M, on rollouts of their own, and where a search starts.
+    # The controller that drives in 01, its first rollout, and where a search starts.
     origins = [" ".join(re.findall(r"(?:FIRST_ROLLOUT|CONTROLLER|INIT_FROM)=\S+", line)) for line in rest]
     firsts = (20000, 30000, 40000)
     dreamers = [f"FIRST_ROLLOUT={first} CONTROLLER=dream_controller" for first in firsts]

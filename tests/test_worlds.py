@@ -303,12 +303,14 @@ def test_a_dream_without_reward_is_stopped_and_charged(dreamer, monkeypatch):
     rnn = MDNRNN()
     rnn.set_weights(dreamer.get_weights())
     rnn.reward.bias.assign([0.0])
-    parameters, tracks, seen = controllers(32), np.arange(32), []
-    returns, lengths = worlds.DreamWorld(rnn, STARTS, 8, max_steps=30).drive(parameters, tracks, on_step=seen.append)
-    stopped, stopped_lengths = worlds.DreamWorld(rnn, STARTS, 8, max_steps=30, max_idle_steps=4).drive(
-        parameters, tracks
-    )
+    parameters, tracks, seen, until_stopped = controllers(32), np.arange(32), [], []
+    returns, lengths = worlds.DreamWorld(rnn, STARTS, 8, max_steps=30).drive(parameters, tracks, seen.append)
+    # As 07 makes it: 8 dreams, temperature 1, 30 steps, one car, 4 idle steps.
+    world = worlds.make_dream_world(loading.get_weights(VAE(), rnn), STARTS, 8, 1.0, 30, 1, 4)["dream"]
+    stopped, stopped_lengths = world.drive(parameters, tracks, until_stopped.append)
     for episode in range(32):
+        ends = [step.done for step in until_stopped if step.episode == episode]
+        assert ends == [step.done for step in seen if step.episode == episode][: stopped_lengths[episode]]
         rewards = np.array([step.reward for step in seen if step.episode == episode])
         idle = np.convolve(rewards <= 0, np.ones(4), "valid") == 4
         if not idle.any():
