@@ -105,4 +105,4 @@ def plot_history(path: Path, record: Record, worlds: tuple[str, ...]) -> None:
                 record["eval_generation"], returns.mean(1), returns.std(1), marker="o", capsize=2, label=label
             )
         axes.set(xlabel="generation", ylabel="return")
-        axes.legend(loc="lower right")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
