@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from models.history import WORLD_COLOURS
 from pipeline import plots
 
 import numpy as np
@@ -45,7 +46,8 @@ def draw_curves(path: Path, losses: dict[str, np.ndarray], searches: dict[str, d
             for world, label in (("dream", "mean, in the dream"), ("real", "mean, on the real track")):
                 if len(at) and f"eval_{world}" in history:
                     scores = history[f"eval_{world}"]
-                    axes.errorbar(at, scores.mean(1), scores.std(1), marker=".", capsize=2, label=label)
+                    style = {"marker": ".", "capsize": 2, "color": WORLD_COLOURS[world]}
+                    axes.errorbar(at, scores.mean(1), scores.std(1), label=label, **style)
             axes.set(xlabel="generation", title=name)
             axes.legend()
 

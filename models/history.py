@@ -25,6 +25,7 @@ import numpy as np
 Record = dict[str, list]  # the arrays above as lists, so that a generation can be appended
 
 BY_GENERATION = ("fitness", "tracks", "track_returns", "sigma", "steps", "seconds")
+WORLD_COLOURS = {"real": "C0", "dream": "C1"}  # in every picture
 DERIVED_FROM = ("vae", "rnn", "the starts")  # settings that are fingerprints of weights
 
 
@@ -96,13 +97,12 @@ def plot_history(path: Path, record: Record, worlds: tuple[str, ...]) -> None:
     generation = np.arange(1, len(fitness) + 1)
     mean, std = fitness.mean(1), fitness.std(1)
     with plots.figure(path, f"CMA-ES in the {worlds[0]} world") as axes:
-        axes.fill_between(generation, mean - std, mean + std, alpha=0.2, label="candidates, mean ± std")
-        axes.plot(generation, fitness.max(1), linewidth=0.7, alpha=0.6, label="best candidate")
+        axes.fill_between(generation, mean - std, mean + std, alpha=0.2, color="grey", label="candidates, mean ± std")
+        axes.plot(generation, fitness.max(1), linewidth=0.7, alpha=0.6, color="grey", label="best candidate")
         for name in worlds:
             returns = np.array(record[f"eval_{name}"])
             label = f"the search's mean in the {name} world"
-            axes.errorbar(
-                record["eval_generation"], returns.mean(1), returns.std(1), marker="o", capsize=2, label=label
-            )
+            at, style = record["eval_generation"], {"marker": "o", "capsize": 2, "color": WORLD_COLOURS[name]}
+            axes.errorbar(at, returns.mean(1), returns.std(1), label=label, **style)
         axes.set(xlabel="generation", ylabel="return")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)

@@ -60,7 +60,7 @@ class TwoAtOnce:
     count = 2
 
     def __init__(self, *worlds, fail_at: int = -1) -> None:
-        self.worlds, self.shares, self.fail_at = dict(zip(("real", "other"), worlds)), 0, fail_at
+        self.worlds, self.shares, self.fail_at = dict(zip(("real", "dream"), worlds)), 0, fail_at
 
     def run_on_all(self, task, total, *arguments):
         self.shares += 1
@@ -189,7 +189,7 @@ def test_drive_all_puts_every_return_in_its_place():
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     workers = TwoAtOnce(Bowl(), Bowl(-1))
-    return (*evolve(tmp_path_factory.mktemp("whole"), workers, ("real", "other")), workers)
+    return (*evolve(tmp_path_factory.mktemp("whole"), workers, ("real", "dream")), workers)
 
 
 def test_evolution_climbs_and_keeps_the_best(uninterrupted):
@@ -199,7 +199,7 @@ def test_evolution_climbs_and_keeps_the_best(uninterrupted):
     # A candidate's fitness is its mean return over the tracks.
     np.testing.assert_allclose(record["fitness"].mean(1), record["track_returns"].mean(1))
     assert record["eval_generation"].tolist() == [2, 4, 6]
-    assert record["eval_real"].shape == record["eval_other"].shape == (3, 5)
+    assert record["eval_real"].shape == record["eval_dream"].shape == (3, 5)
     assert record["steps"].tolist() == [160] * 6
     assert origin == ORIGIN
     # The mean that scored best in the first world is what was kept, whatever the second world says of it.
@@ -208,16 +208,16 @@ def test_evolution_climbs_and_keeps_the_best(uninterrupted):
     evolved = {seed for seed in tracks if seed in EVOLUTION_TRACKS}
     assert len(evolved) == 6 * 2  # new ones each generation, the same for all candidates
     assert tracks - evolved == set(SELECTION_TRACKS[:5])
-    assert set(workers.worlds["other"].driven) == set(SELECTION_TRACKS[:5])  # watched only
+    assert set(workers.worlds["dream"].driven) == set(SELECTION_TRACKS[:5])  # watched only
 
 
 @pytest.mark.parametrize("share", range(1, 13))
 def test_stopped_anywhere_it_ends_as_if_it_never_was(tmp_path, uninterrupted, share):
     """12 times the population or the mean are driven: stopped at each of them."""
     with pytest.raises(KeyboardInterrupt):
-        evolve(tmp_path, TwoAtOnce(Bowl(), Bowl(-1), fail_at=share), ("real", "other"))
+        evolve(tmp_path, TwoAtOnce(Bowl(), Bowl(-1), fail_at=share), ("real", "dream"))
     assert not list(tmp_path.glob(".tmp-*"))
-    record, best, _ = evolve(tmp_path, worlds=("real", "other"))
+    record, best, _ = evolve(tmp_path, worlds=("real", "dream"))
     for name, array in uninterrupted[0].items():
         if name != "seconds":
             np.testing.assert_array_equal(record[name], array, err_msg=name)
@@ -300,7 +300,7 @@ def test_a_lost_best_controller_is_made_again(tmp_path):
 
 def test_the_picture(tmp_path, uninterrupted):
     record = {name: list(array) for name, array in uninterrupted[0].items() if name != "settings"}
-    plot_history(tmp_path / "curve.png", record, ("real", "other"))
+    plot_history(tmp_path / "curve.png", record, ("real", "dream"))
     assert cv2.imread(str(tmp_path / "curve.png")).shape == (495, 880, 3)
 
 

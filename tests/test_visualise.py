@@ -36,7 +36,10 @@ def test_pictures_and_score(untrained, tmp_path):
     if "DISPLAY" not in os.environ and "WAYLAND_DISPLAY" not in os.environ:
         assert lines.pop(0).startswith("no window: ")
     assert lines[0] == f"showing your own weights, {untrained}"
-    returned = float(re.fullmatch(r"track 1000: a return of (\S+) in 84 steps, no lap", lines[1])[1])
+    number = r"(-?\d+\.\d+)"
+    actions = f"on average steering {number}, gas {number}, brake {number}"
+    drove = f"track 1000: a return of {number} in 84 steps, no lap; {actions}"
+    returned = float(re.fullmatch(drove, lines[1])[1])
     last = r"score over 2 tracks: -?\d+\.\d ± \d+\.\d \(gym renderer, tracks 1000–1001, at most 84 steps each\)"
     assert re.fullmatch(last, lines[-1])
 
@@ -55,6 +58,15 @@ def test_pictures_and_score(untrained, tmp_path):
     assert score["agent"].shape == (2,)
     assert score["zero"].shape == score["random"].shape == (1,)
     assert round(float(score["agent"][0]), 1) == returned
+
+
+def test_the_mean_action_counts_every_step_once():
+    class Did:
+        def __init__(self, *action):
+            self.action = np.array(action)
+
+    episodes = [[Did(-1, 1, 0)] * 3, [Did(1, 0, 0.5)]]
+    assert module_in(ROOT).mean_action(episodes) == "on average steering -0.50, gas 0.75, brake 0.12"
 
 
 def test_missing_weights(tmp_path, as_script, monkeypatch):
