@@ -158,9 +158,10 @@ def _prepare_output() -> None:
 def catch_signals() -> None:
     """Ctrl-C, and SIGTERM (a computer that shuts down), end a script with one line and exit code 130.
 
-    While it imports or has not begun they end it at once: an import may swallow an exception. Within `interruptible`
-    they raise KeyboardInterrupt, so that what is open is closed; a second one ends it at once again. While Python shuts
-    down, all is done: Ctrl-C is ignored. Python itself would let it end the process with no line, as if it had failed.
+    While it imports, runs a destructor or has not begun, they end it at once: there an exception may be swallowed.
+    Within `interruptible` they raise KeyboardInterrupt, so that what is open is closed; a second one ends it at once
+    again. While Python shuts down, all is done: Ctrl-C is ignored. Python itself would let it end the process with no
+    line, as if it had failed.
     """
     signal.signal(signal.SIGTERM, _on_signal)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a shell's background jobs ignore it
@@ -181,7 +182,7 @@ def interruptible() -> Iterator[None]:
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
     global _interruptible
-    while frame and not frame.f_code.co_filename.startswith("<frozen importlib"):
+    while frame and not frame.f_code.co_filename.startswith("<frozen importlib") and frame.f_code.co_name != "__del__":
         frame = frame.f_back
     if frame or not _interruptible:
         stop()

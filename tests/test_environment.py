@@ -241,6 +241,26 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path):
     assert time.monotonic() - begun < 15
 
 
+IN_A_DESTRUCTOR = """
+import os, signal, time
+from pipeline import script
+DATA = "data"
+class Dies:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+def main():
+    Dies()
+    time.sleep(20)
+script.run(main, globals())
+"""
+
+
+def test_ctrl_c_in_a_destructor_is_not_lost(tmp_path):
+    result = run(IN_A_DESTRUCTOR, tmp_path)
+    assert result.returncode == 130
+    assert result.stderr.decode().strip() == "98_script.py: stopped. The same command continues from what is saved."
+
+
 AT_THE_END = """
 import os, signal
 from pipeline import script
