@@ -33,8 +33,8 @@ SEED = 1  # each has tracks of its own, 1 to 10
 NUM_ENVS = 32  # cars driven at once by each worker, with POLICY="controller"
 CLUSTER: PossiblyEmpty = ""  # a Ray cluster to work on, "auto" or "host:port" (docs/cluster.md); "": this machine
 WORKERS: NonNegativeInt = usable_cores()  # processes; on a cluster actors, 0: one for each of its CPUs
-MODELS = "models"
-DATA = "data"
+MODELS = "models"  # the folder of the weights
+DATA = "data"  # the folder of recordings, histories and pictures
 
 # The random policy. Its numbers are drawn for each rollout, or for each held action.
 WARMUP_STEPS: NonNegativeInt = 20  # steps of full gas at the start, so that the car gets going (tutorial: a few)

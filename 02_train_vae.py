@@ -24,9 +24,9 @@ KL_TOLERANCE: NonNegativeFloat = 0.5  # free bits: KL that costs nothing, in nat
 SHUFFLE_BUFFER = 8_192  # frames that are shuffled at a time, 12 KB each: neighbours in a rollout look alike
 VALIDATION_FRAMES = 2_000  # at most, from held-out rollouts
 FINE_TUNE = False  # True: start from the weights in MODELS, on the rollouts that are there now
-SEED: NonNegativeInt = 1
-DATA = "data"
-MODELS = "models"
+SEED: NonNegativeInt = 1  # of all random numbers here
+DATA = "data"  # the folder of recordings, histories and pictures
+MODELS = "models"  # the folder of the weights
 
 ACTIVE_STD = 0.3  # a latent is active if its mean varies by more over the frames (standard deviation)
 

@@ -18,9 +18,9 @@ DREAM_STARTS = 1_024  # windows for dreams to start from
 WARMUP_FRAMES = 16  # frames of each: M's state is warm after so many
 ROAD_LOOKAHEAD = 32  # frames after a window in which the car may find road
 EPISODE_START_SHARE: Share = 0.25  # share of the windows that begin where a rollout begins
-SEED: NonNegativeInt = 1
-DATA = "data"
-MODELS = "models"
+SEED: NonNegativeInt = 1  # of all random numbers here
+DATA = "data"  # the folder of recordings, histories and pictures
+MODELS = "models"  # the folder of the weights
 
 if __name__ == "__main__":
     script.check(globals())  # a wrong constant is reported before TensorFlow is imported, which takes seconds

@@ -28,9 +28,9 @@ Z_NOISE = 0.25  # share of V's spread in the z that M learns on (paper: 1; its d
 MIN_REWARD: NonPositiveFloat = -1.0  # points per frame; the reward is clipped there, or −100 would drown the rest
 VALIDATION_ROLLOUTS = 100  # at most, held out
 FINE_TUNE = False  # True: start from the weights in MODELS, on the series that is there now
-SEED: NonNegativeInt = 1
-DATA = "data"
-MODELS = "models"
+SEED: NonNegativeInt = 1  # of all random numbers here
+DATA = "data"  # the folder of recordings, histories and pictures
+MODELS = "models"  # the folder of the weights
 
 ACTIVE_STD = 0.3  # a latent is active if its mean varies by more over the data (standard deviation)
 

@@ -39,8 +39,8 @@ SEED: NonNegativeInt = 1  # of the search and of its tracks
 NUM_ENVS = 32  # cars driven in lockstep by each worker: the batch that V and M see
 CLUSTER: PossiblyEmpty = ""  # a Ray cluster to work on, "auto" or "host:port" (docs/cluster.md); "": this machine
 WORKERS: NonNegativeInt = usable_cores()  # processes; on a cluster actors, 0: one for each of its CPUs
-MODELS = "models"
-DATA = "data"
+MODELS = "models"  # the folder of the weights
+DATA = "data"  # the folder of recordings, histories and pictures
 
 
 def main() -> None:

@@ -41,8 +41,8 @@ BASELINE_EPISODES = 20  # of controllers of zeros, and of random ones, beside th
 NUM_ENVS = 4  # cars driven in lockstep by each worker
 CLUSTER: PossiblyEmpty = ""  # a Ray cluster to work on, "auto" or "host:port" (docs/cluster.md); "": this machine
 WORKERS: NonNegativeInt = usable_cores()  # processes for the score; on a cluster actors, 0: one for each of its CPUs
-MODELS = "models"
-DATA = "data"
+MODELS = "models"  # the folder of the weights
+DATA = "data"  # the folder of recordings, histories and pictures
 
 RATE = 50  # steps of the game a second
 WARMUP_STEPS = 50  # that M is shown before it first dreams: the camera zooms in

@@ -41,8 +41,8 @@ DREAM_ENVS = 64  # dreams in lockstep in each worker
 NUM_ENVS = 32  # cars driven in lockstep by each worker on the real track
 CLUSTER: PossiblyEmpty = ""  # a Ray cluster to work on, "auto" or "host:port" (docs/cluster.md); "": this machine
 WORKERS: NonNegativeInt = usable_cores()  # processes; on a cluster actors, 0: one for each of its CPUs
-MODELS = "models"
-DATA = "data"
+MODELS = "models"  # the folder of the weights
+DATA = "data"  # the folder of recordings, histories and pictures
 
 
 def main() -> None:

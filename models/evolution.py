@@ -238,24 +238,26 @@ class Evolution:
     def evaluate_mean(self, generation: int) -> str:
         """Evaluate the search's mean, keep it if it is the best so far; returns what to say about it."""
         seeds = np.array(SELECTION_TRACKS[: self.settings["EVAL_EPISODES"]])
-        mean, note = self.es.mean, ""
+        mean = self.es.mean
         scores = {name: evaluate(self.workers, name, mean[None], seeds)[0][0] for name in self.worlds}
         self.record["eval_generation"].append(generation)
+        notes = []
         for name, returns in scores.items():
             self.record[f"eval_{name}"].append(returns)
-            note += f"  {name} {returns.mean():.0f} ± {returns.std():.0f}"
+            notes.append(f"  {name} {returns.mean():.0f} ± {returns.std():.0f}")
         if best_generation(self.record, self.worlds[0]) == generation:
             weights.save_controller(self.best_path, mean, **self.origin)
-            note += " (best so far)"
-        return note
+            notes[0] += " (best so far)"  # the first world decides
+        return "".join(notes)
 
     def _print_best(self) -> None:
         best = best_generation(self.record, self.worlds[0])
         if best is None:
             return
         returns = self.record[f"eval_{self.worlds[0]}"][self.record["eval_generation"].index(best)]
+        episodes = "dreams" if self.worlds[0] == "dream" else "selection tracks"
         print(
             f"best in the {self.worlds[0]} world: the mean after generation {best}, {np.mean(returns):.0f} ± "
-            f"{np.std(returns):.0f} on {len(returns)} selection tracks, in {self.best_path}; "
+            f"{np.std(returns):.0f} on {len(returns)} {episodes}, in {self.best_path}; "
             f"the curve is {self.history_path.with_suffix('.png')}"
         )

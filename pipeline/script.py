@@ -146,7 +146,7 @@ def _apply_overrides(constants: dict[str, Any], arguments: list[str]) -> None:
         print(
             (constants["__doc__"] or "").strip(), "\n\nConstants (edit them, or set them for one run as NAME=value):\n"
         )
-        print("\n".join(line for line in lines if re.split(r": | = ", line)[0] in names))
+        print("\n".join(_explained(lines, names)))
         sys.exit(0)
     for argument in arguments:
         name, equals, text = argument.partition("=")
@@ -166,6 +166,18 @@ def _apply_overrides(constants: dict[str, Any], arguments: list[str]) -> None:
         if not _same_type(value, old):
             raise UserError(f"{name}={text}: expected something such as {old!r}")
         constants[name] = float(value) if isinstance(old, float) else value
+
+
+def _explained(lines: list[str], names: list[str]) -> list[str]:
+    """The lines of a script that are its constants, each with its comment, which may stand above it."""
+    shown = []
+    for place, line in enumerate(lines):
+        if re.split(r": | = ", line)[0] in names:
+            first = place
+            while "#" not in line and lines[first - 1].startswith("#"):
+                first -= 1
+            shown += lines[first : place + 1]
+    return shown
 
 
 def _same_type(value: object, old: object) -> bool:

@@ -195,6 +195,9 @@ def test_every_script_says_what_it_is(name):
     assert result.returncode == 0
     assert "Step" in result.stdout
     assert "DATA = " in result.stdout
+    lines = result.stdout.split("NAME=value):\n\n")[1].splitlines()
+    for above, line in zip(["", *lines], lines):  # each constant has its comment, behind it or above it
+        assert "#" in line or above.startswith("#"), line
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
