@@ -3,7 +3,7 @@
 Reads   DATA/series.npz (03), MODELS/vae.weights.h5 (02)
 Writes  MODELS/rnn.weights.h5 (the best so far on held-out rollouts), MODELS/rnn.checkpoint.npz,
         DATA/rnn_loss.png, DATA/rnn_dream.png
-Takes   about 8 minutes on 2 cores
+Takes   about 9½ minutes on 2 cores
 
 M learns three things at once (`MDNRNN.loss_terms` in models/rnn.py): the next z as a mixture of Gaussians, the reward,
 and whether the episode ends. Baselines that need no network: persistence (z stays as it is) and linear regression.
