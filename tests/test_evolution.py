@@ -1,6 +1,7 @@
 """CMA-ES, its history and going on from it: models/evolution.py, on worlds that cost nothing."""
 
 import json
+import re
 
 from models import controller, evolution, history
 from models.tracks import EVOLUTION_TRACKS, SELECTION_TRACKS
@@ -209,6 +210,12 @@ def test_evolution_climbs_and_keeps_the_best(uninterrupted):
     assert len(evolved) == 6 * 2  # new ones each generation, the same for all candidates
     assert tracks - evolved == set(SELECTION_TRACKS[:5])
     assert set(workers.worlds["dream"].driven) == set(SELECTION_TRACKS[:5])  # watched only
+
+
+def test_best_so_far_stands_beside_the_score_that_decides(tmp_path, capsys):
+    evolve(tmp_path, TwoAtOnce(Bowl(), Bowl(-1)), ("dream", "real"), generations=2)
+    line = next(line for line in capsys.readouterr().out.splitlines() if "(best so far)" in line)
+    assert re.search(r"  dream \S+ ± \d+ \(best so far\)  real \S+ ± \d+  ", line), line
 
 
 @pytest.mark.parametrize("share", range(1, 13))
