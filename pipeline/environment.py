@@ -158,11 +158,12 @@ def _prepare_output() -> None:
 def catch_signals() -> None:
     """Ctrl-C, and SIGTERM (a computer that shuts down), end a script with one line and exit code 130.
 
-    While it imports, runs a destructor or has not begun, they end it at once: there an exception may be swallowed.
-    Within `interruptible` they raise KeyboardInterrupt, so that what is open is closed; a second one ends it at once
-    again. While Python shuts down, all is done: Ctrl-C is ignored. Python itself would let it end the process with no
-    line, as if it had failed.
+    While it imports or has not begun, they end it at once: there an exception may be swallowed. Within `interruptible`
+    they raise KeyboardInterrupt, so that what is open is closed; a second one ends it at once again, and so does one in
+    a destructor or a callback, from where no exception gets out. While Python shuts down, all is done: Ctrl-C is
+    ignored. Python itself would let it end the process with no line, as if it had failed.
     """
+    sys.unraisablehook = _on_unraisable
     signal.signal(signal.SIGTERM, _on_signal)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a shell's background jobs ignore it
         signal.signal(signal.SIGINT, _on_signal)
@@ -182,12 +183,18 @@ def interruptible() -> Iterator[None]:
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
     global _interruptible
-    while frame and not frame.f_code.co_filename.startswith("<frozen importlib") and frame.f_code.co_name != "__del__":
+    while frame and not frame.f_code.co_filename.startswith("<frozen importlib"):
         frame = frame.f_back
     if frame or not _interruptible:
         stop()
     _interruptible = False
     raise KeyboardInterrupt
+
+
+def _on_unraisable(unraisable: Any) -> None:
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        stop()
+    sys.__unraisablehook__(unraisable)
 
 
 def stop() -> NoReturn:

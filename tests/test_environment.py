@@ -241,22 +241,33 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path):
     assert time.monotonic() - begun < 15
 
 
-IN_A_DESTRUCTOR = """
-import os, signal, time
+IN_A_CALLBACK = """
+import ctypes, os, signal, time, weakref
 from pipeline import script
 DATA = "data"
+def kill(*_):
+    os.kill(os.getpid(), signal.SIGINT)
 class Dies:
-    def __del__(self):
-        os.kill(os.getpid(), signal.SIGINT)
-def main():
+    pass
+def destructor():
+    Dies.__del__ = kill
     Dies()
+def weak_reference():
+    dies = Dies()
+    reference = weakref.ref(dies, kill)
+    del dies
+def foreign_code():
+    ctypes.CFUNCTYPE(None)(kill)()
+def main():
+    {}()
     time.sleep(20)
 script.run(main, globals())
 """
 
 
-def test_ctrl_c_in_a_destructor_is_not_lost(tmp_path):
-    result = run(IN_A_DESTRUCTOR, tmp_path)
+@pytest.mark.parametrize("callback", ["destructor", "weak_reference", "foreign_code"])
+def test_ctrl_c_is_not_lost_where_no_exception_gets_out(tmp_path, callback):
+    result = run(IN_A_CALLBACK.format(callback), tmp_path)
     assert result.returncode == 130
     assert result.stderr.decode().strip() == "98_script.py: stopped. The same command continues from what is saved."
 
