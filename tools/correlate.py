@@ -18,6 +18,7 @@ import numpy as np
 CONTROLLERS = 50
 EPISODES = 16  # on real tracks, and as many dreams
 MAX_DREAM_STEPS = 400
+MAX_IDLE_STEPS = 100  # without a new tile or an expected reward, before an episode is stopped
 TEMPERATURE = 1.0
 WORKERS = os.cpu_count()
 MODELS = "models"
@@ -57,7 +58,8 @@ def main() -> None:
     tracks = np.array(SELECTION_TRACKS[-EPISODES:])
     vae, rnn = loading.load_models(MODELS)
     starts = loading.load_starts(MODELS, vae)
-    worker = worlds.make_dream_world, loading.get_weights(vae, rnn), starts, 256, TEMPERATURE, MAX_DREAM_STEPS, 32, 100
+    sizes = 256, TEMPERATURE, MAX_DREAM_STEPS, 32, MAX_IDLE_STEPS
+    worker = worlds.make_dream_world, loading.get_weights(vae, rnn), starts, *sizes
     with WorkerPool(WORKERS, *worker) as workers:
         dream = evolution.evaluate(workers, "dream", parameters, tracks)[0].mean(1)
         real = evolution.evaluate(workers, "real", parameters, tracks)[0].mean(1)

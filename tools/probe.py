@@ -1,0 +1,83 @@
+"""What do z and h know about the car? `python -m tools.probe [NAME=value …]`
+
+The agent in MODELS drives, with noise on its actions, and at each frame on the road the game tells how the car moves
+and where the road goes. A linear regression, the same kind of function as C, reads these from z, from h, or from both.
+It is fitted on half of the tracks. The table shows the share of the variance that it explains on the other half (R²):
+1 is all of it, 0 is no better than the mean. Takes half a minute.
+"""
+
+from models.tracks import SELECTION_TRACKS
+from pipeline import script
+
+import numpy as np
+
+TRACKS = 48  # one episode on each, at most 100
+MAX_STEPS = 400  # of an episode
+ACTION_NOISE = (0.0, 0.1, 0.3, 0.6)  # standard deviations; each track has the next one
+MODELS = "models/trained"  # the folder of the weights
+
+STATE = ("speed", "sliding", "turning", "off the middle", "road ahead")
+LOOKAHEAD = 8  # tiles, 28 units: the road that half of the picture shows
+
+
+def car_state(env) -> np.ndarray:
+    """What the game knows about the car, (5,), in the order of STATE.
+
+    In units of the game: the speed, its part to the right of where the car points, the turning in rad/s, the distance
+    to the right of the road's middle, and the sine of the angle between the car and the road LOOKAHEAD tiles on.
+    """
+    hull, road = env.car.hull, np.array(env.track)[:, 1:]  # angle, x, y of each tile
+    velocity, right = np.array(hull.linearVelocity), np.array([np.cos(hull.angle), np.sin(hull.angle)])
+    offsets = np.array(hull.position) - road[:, 1:]
+    nearest = int(np.hypot(*offsets.T).argmin())
+    middle = offsets[nearest] @ (np.cos(road[nearest, 0]), np.sin(road[nearest, 0]))
+    ahead = np.sin(road[(nearest + LOOKAHEAD) % len(road), 0] - hull.angle)
+    return np.array([np.linalg.norm(velocity), velocity @ right, hull.angularVelocity, middle, ahead])
+
+
+def drive(world, parameters: np.ndarray, tracks: np.ndarray, noise: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Drive a track with each car of `world`: features (n, 288) and states (n, 5), but for the first frame's."""
+    features: list[list[np.ndarray]] = [[] for _ in tracks]
+    states: list[list[np.ndarray]] = [[] for _ in tracks]
+
+    def on_step(step) -> None:  # after a step: the game is at the next frame already
+        features[step.episode].append(np.concatenate([step.z, step.h]))
+        states[step.episode].append(car_state(world.envs[step.episode]))  # there are as many cars as episodes
+
+    world.drive(np.tile(parameters, (len(tracks), 1)), tracks, on_step, noise)
+    return [(np.array(seen[1:]), np.array(known[:-1])) for seen, known in zip(features, states)]
+
+
+def explained(inputs: np.ndarray, states: np.ndarray, fitted: np.ndarray) -> np.ndarray:
+    """R² of a linear regression from `inputs` (n, k) to `states` (n, m), (m,), on the rows that are not `fitted`."""
+    inputs = np.hstack([inputs, np.ones((len(inputs), 1))])
+    weights = np.linalg.lstsq(inputs[fitted], states[fitted], rcond=None)[0]
+    errors = states[~fitted] - inputs[~fitted] @ weights
+    return 1 - (errors**2).mean(0) / states[~fitted].var(0)
+
+
+def main() -> None:
+    """Drive, fit, compare."""
+    from models import loading, worlds
+    from models.car_track import ZOOM_FRAMES
+    from models.sizes import LATENT_DIM
+
+    from gym.envs.box2d import car_racing as gym_racing
+
+    vae, rnn, parameters = loading.load(MODELS)
+    noise = np.resize(ACTION_NOISE, TRACKS)
+    world = worlds.RealWorld(vae, rnn, TRACKS, max_steps=MAX_STEPS)
+    drives = drive(world, parameters, np.array(SELECTION_TRACKS[:TRACKS]), noise)
+    drives = [(features[ZOOM_FRAMES:], states[ZOOM_FRAMES:]) for features, states in drives]
+    features, states = map(np.concatenate, zip(*drives))
+    fitted = np.repeat(np.arange(TRACKS) % 8 < 4, [len(one) for one, _ in drives])  # as much noise in both halves
+    on_road = abs(states[:, 3]) < gym_racing.TRACK_WIDTH  # of half the road
+    features, states, fitted = features[on_road], states[on_road], fitted[on_road]
+    print(f"{len(states):,} frames of {TRACKS} tracks; R² of a linear regression")
+    print(f"{'':8}" + "".join(f"{name:>16}" for name in STATE))
+    for name, columns in (("z", slice(LATENT_DIM)), ("h", slice(LATENT_DIM, None)), ("z and h", slice(None))):
+        print(f"{name:8}" + "".join(f"{share:16.2f}" for share in explained(features[:, columns], states, fitted)))
+
+
+if __name__ == "__main__":
+    script.run(main, globals())
