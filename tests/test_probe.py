@@ -6,6 +6,7 @@ from tools import probe
 
 import numpy as np
 import pytest
+from gym.envs.box2d import car_racing as gym_racing
 
 
 def test_the_state_of_a_car_that_was_placed():
@@ -44,3 +45,17 @@ def test_features_and_states_are_of_the_same_frame(loaded):
     drives = probe.drive(world, np.full(867, 0.1, np.float32), tracks, np.array([0.5, 0.5]))
     assert [features.shape for features, _ in drives] == [(11, 288)] * 2
     np.testing.assert_array_equal(drives[1][1], before[2:])  # `reset` steps once, and the first frame is left out
+
+
+def test_frames_on_the_road_after_the_zoom_from_both_halves():
+    assert probe.ROAD_HALF_WIDTH == gym_racing.TRACK_WIDTH
+    drives = []
+    for track in range(16):
+        states = np.full((probe.ZOOM_FRAMES + 3, 5), float(track))
+        states[:, 3] = 0
+        states[-1, 3] = -7  # off the road
+        drives.append((np.arange(len(states))[:, None], states))
+    features, states, fitted = probe.on_road(drives)
+    np.testing.assert_array_equal(features[:, 0], [probe.ZOOM_FRAMES, probe.ZOOM_FRAMES + 1] * 16)
+    assert set(states[fitted, 0]) == {0, 1, 2, 3, 8, 9, 10, 11}
+    assert set(states[~fitted, 0]) == {4, 5, 6, 7, 12, 13, 14, 15}

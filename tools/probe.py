@@ -6,16 +6,19 @@ products of its numbers, from h, or from z and h. It is fitted on half of the tr
 variance that it explains on the other half (R²): 1 is all of it, 0 is no better than the mean. Takes half a minute.
 """
 
+from models.car_track import ZOOM_FRAMES
+from models.sizes import LATENT_DIM
 from models.tracks import SELECTION_TRACKS
-from pipeline import script
+from pipeline import UserError, script
 
 import numpy as np
 
-TRACKS = 48  # one episode on each, at most 100
+TRACKS = 48  # one episode on each, 8 to 100
 MAX_STEPS = 400  # of an episode
 ACTION_NOISE = (0.0, 0.1, 0.3, 0.6)  # standard deviations; each track has the next one
 MODELS = "models/trained"  # the folder of the weights
 
+ROAD_HALF_WIDTH = 40 / 6  # units, gym's TRACK_WIDTH
 STATE = ("speed", "sliding", "turning", "off the middle", "road ahead")
 LOOKAHEAD = 8  # tiles, 28 units: the road that half of the picture shows
 
@@ -48,6 +51,18 @@ def drive(world, parameters: np.ndarray, tracks: np.ndarray, noise: np.ndarray) 
     return [(np.array(seen[1:]), np.array(known[:-1])) for seen, known in zip(features, states)]
 
 
+def on_road(drives: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The frames of all drives after the zoom, with the car on the road: features, states, and which to fit on.
+
+    Four tracks are fitted on, the next four are not, and so on: both halves have as much noise.
+    """
+    features, states = (np.concatenate([drive[k][ZOOM_FRAMES:] for drive in drives]) for k in (0, 1))
+    lengths = [len(seen[ZOOM_FRAMES:]) for seen, _ in drives]
+    fitted = np.repeat(np.arange(len(drives)) % 8 < 4, lengths)
+    kept = abs(states[:, 3]) < ROAD_HALF_WIDTH
+    return features[kept], states[kept], fitted[kept]
+
+
 def explained(inputs: np.ndarray, states: np.ndarray, fitted: np.ndarray) -> np.ndarray:
     """R² of a linear regression from `inputs` (n, k) to `states` (n, m), (m,), on the rows that are not `fitted`."""
     inputs = np.hstack([inputs, np.ones((len(inputs), 1))])
@@ -59,20 +74,13 @@ def explained(inputs: np.ndarray, states: np.ndarray, fitted: np.ndarray) -> np.
 def main() -> None:
     """Drive, fit, compare."""
     from models import loading, worlds
-    from models.car_track import ZOOM_FRAMES
-    from models.sizes import LATENT_DIM
 
-    from gym.envs.box2d import car_racing as gym_racing
-
+    if not 8 <= TRACKS <= len(SELECTION_TRACKS):
+        raise UserError(f"TRACKS must be 8 to {len(SELECTION_TRACKS)}")
     vae, rnn, parameters = loading.load(MODELS)
-    noise = np.resize(ACTION_NOISE, TRACKS)
     world = worlds.RealWorld(vae, rnn, TRACKS, max_steps=MAX_STEPS)
-    drives = drive(world, parameters, np.array(SELECTION_TRACKS[:TRACKS]), noise)
-    drives = [(features[ZOOM_FRAMES:], states[ZOOM_FRAMES:]) for features, states in drives]
-    features, states = map(np.concatenate, zip(*drives))
-    fitted = np.repeat(np.arange(TRACKS) % 8 < 4, [len(one) for one, _ in drives])  # as much noise in both halves
-    on_road = abs(states[:, 3]) < gym_racing.TRACK_WIDTH  # of half the road
-    features, states, fitted = features[on_road], states[on_road], fitted[on_road]
+    drives = drive(world, parameters, np.array(SELECTION_TRACKS[:TRACKS]), np.resize(ACTION_NOISE, TRACKS))
+    features, states, fitted = on_road(drives)
     print(f"{len(states):,} frames of {TRACKS} tracks; R² of a linear regression")
     print(f"{'':8}" + "".join(f"{name:>16}" for name in STATE))
     z, h = np.split(features, [LATENT_DIM], 1)
